@@ -1,0 +1,176 @@
+"""The bundle on disk: what ``build`` writes and everything else reads.
+
+The layout follows diffusers: ``model_index.json``, ``scheduler/``, ``tokenizer*/``, and one folder per
+graph with ``model.onnx`` and its external data. ``bundle.json`` beside them holds the contract, the
+provenance and the SHA-256 of every file; a file that does not match is refused, never used.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from emag_export.contract import DenoiserContract, GraphSpec, Variant
+from emag_export.errors import BundleError, InputError
+from emag_export.hashing import hash_file
+
+__all__ = ["DENOISER", "GRAPH_FILE", "MANIFEST", "Bundle", "Provenance", "file_records"]
+
+MANIFEST = "bundle.json"
+GRAPH_FILE = "model.onnx"
+DENOISER = "transformer"
+ENGINES = "engines"
+"""Folder of compiled plans; they carry their own hashes and are not part of the bundle's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a bundle came from."""
+
+    model: str
+    """As the user named it: a known name, a folder, or a hub id."""
+    revision: str | None
+    """Commit of a hub model."""
+    fingerprint: str
+    """SHA-256 over the source's configuration and weights."""
+    versions: Mapping[str, str]
+    """Package to version of what exported it."""
+
+
+def file_records(root: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below ``root``, keyed by relative POSIX path."""
+    return {
+        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != MANIFEST and ENGINES not in path.relative_to(root).parts
+    }
+
+
+class Bundle:
+    """A finished bundle, opened read-only.
+
+    Args:
+        path: The folder ``build`` wrote.
+
+    Raises:
+        BundleError: If the folder is not a bundle, or was written by a newer contract version.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        manifest = self.path / MANIFEST
+        if not manifest.is_file():
+            raise BundleError(
+                f"{self.path} is not a bundle: it has no {MANIFEST}; "
+                f"make one with: emag-export build --model tiny-sd3 -o {self.path}"
+            )
+        try:
+            self.manifest: dict[str, Any] = json.loads(manifest.read_text("utf-8"))
+            contract = self.manifest["contract"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(
+                f"{manifest} is damaged ({error}); rebuild the bundle with --overwrite"
+            ) from error
+        self.contract = DenoiserContract.from_json(contract)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where this bundle came from."""
+        return Provenance(**self.manifest["source"])
+
+    @property
+    def components(self) -> list[str]:
+        """Folders that hold a graph."""
+        return list(self.manifest["graphs"])
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Size and SHA-256 by relative path."""
+        return dict(self.manifest["files"])
+
+    @cached_property
+    def model_index(self) -> dict[str, Any]:
+        """Pipeline class and component classes, as diffusers writes them."""
+        self.check("model_index.json")
+        return dict(json.loads((self.path / "model_index.json").read_text("utf-8")))
+
+    def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
+        """The checked configuration file of one component."""
+        relative = f"{component}/{name}"
+        self.check(relative)
+        return dict(json.loads((self.path / relative).read_text("utf-8")))
+
+    def spec(self, component: str) -> GraphSpec:
+        """Inputs and outputs of one graph."""
+        if component == DENOISER:
+            return self.contract.graph
+        return GraphSpec.from_json(self.manifest["graphs"][component])
+
+    def graph(self, component: str) -> Path:
+        """Path of one graph, after checking the hashes of everything in its folder.
+
+        Raises:
+            BundleError: If the component is absent or a file does not match its hash.
+        """
+        if component not in self.components:
+            raise BundleError(
+                f"{self.path} has no {component}, only {', '.join(self.components)}; "
+                "rebuild it with --components all"
+            )
+        self.check(f"{component}/")
+        return self.path / component / GRAPH_FILE
+
+    def check(self, prefix: str = "") -> None:
+        """Compare files whose relative path starts with ``prefix`` against their recorded hashes.
+
+        Raises:
+            BundleError: Naming the first file that is missing or differs.
+        """
+        for relative, record in self.files.items():
+            if not relative.startswith(prefix):
+                continue
+            path = self.path / relative
+            if not path.is_file():
+                raise BundleError(f"{path} is missing; rebuild the bundle with --overwrite")
+            size = path.stat().st_size
+            if size != record["bytes"]:
+                raise BundleError(
+                    f"{path} has {size} bytes, {record['bytes']} were written; "
+                    "it is truncated or was replaced: rebuild the bundle with --overwrite"
+                )
+            if hash_file(path) != record["sha256"]:
+                raise BundleError(
+                    f"{path} does not match its SHA-256; it is corrupted or was edited: "
+                    "rebuild the bundle with --overwrite"
+                )
+
+    def require_variant(self, variant: Variant | None) -> None:
+        """Refuse if the caller asked for another variant than the graph holds.
+
+        Raises:
+            InputError: With the command that builds the wanted variant.
+        """
+        if variant is not None and variant is not self.contract.variant:
+            raise InputError(
+                f"{self.path} holds the variant {self.contract.variant}, {variant} was asked for; build it with: "
+                f"emag-export build --model {self.provenance.model} --variant {variant} -o {self.path}-{variant}"
+            )
+
+
+def manifest_of(
+    *,
+    contract: DenoiserContract,
+    graphs: Mapping[str, GraphSpec],
+    source: Provenance,
+    files: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of ``bundle.json``."""
+    return {
+        "format": "emag-export bundle",
+        "contract": contract.to_json(),
+        "graphs": {name: asdict(spec) for name, spec in graphs.items()},
+        "source": asdict(source),
+        "files": dict(files),
+    }

@@ -1,0 +1,228 @@
+"""The contract of a graph: names, dtypes and named dimensions, from which everything else is derived.
+
+Dynamic axes, example inputs, checks on what is fed, optimisation profiles and the text of
+``emag-export inspect`` all come from here; no other module spells a shape.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from emag_export.errors import BundleError, ContractError, InputError
+from emag_export.shapes import Dim, Sizes, evaluate, solve, symbols
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "DTYPE_BYTES",
+    "STATE_PAIRS",
+    "DenoiserContract",
+    "GraphSpec",
+    "Renorm",
+    "TensorSpec",
+    "Variant",
+]
+
+CONTRACT_VERSION = 1
+"""Raised whenever a graph of the older kind could no longer be driven correctly."""
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+
+STATE_PAIRS = {"ema_state": "ema_state_out"}
+"""Inputs that a step's output replaces: feed the right one back as the left one."""
+
+
+class Variant(StrEnum):
+    """Which live quantity the moving average follows (arXiv:2512.17303, section 4)."""
+
+    EMAG_Q = "emag-q"
+    """Image-token queries, after QK normalisation."""
+    EMAG = "emag"
+    """Softmax rows of the image queries over all keys."""
+    EMAG_I = "emag-i"
+    """The image-to-image block of those rows."""
+    EMAG_T = "emag-t"
+    """The image-to-text block of those rows."""
+
+
+class Renorm(StrEnum):
+    """How a partly replaced softmax row (``emag-i``, ``emag-t``) is brought back to sum one."""
+
+    ROW = "row"
+    """Divide the whole row by its sum."""
+    IMG2TXT_ONLY = "img2txt_only"
+    """Keep the image-to-image block, scale the image-to-text block to fill the rest."""
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: str
+    dims: tuple[Dim, ...]
+
+    def nbytes(self, sizes: Sizes) -> int:
+        """Bytes this tensor takes at the given sizes."""
+        count = 1
+        for size in evaluate(self.dims, sizes):
+            count *= size
+        return count * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """The inputs and outputs of one graph, and nothing about what it computes."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Named dimensions, in order of first appearance."""
+        return symbols(dim for spec in self.inputs for dim in spec.dims)
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """Sizes of the named dimensions for inputs of these shapes.
+
+        Raises:
+            ContractError: If an input is missing or unknown, or a shape does not fit.
+        """
+        names = [spec.name for spec in self.inputs]
+        if missing := [name for name in names if name not in shapes]:
+            raise ContractError(f"{self.name} was not fed {', '.join(missing)}; it takes {', '.join(names)}")
+        if unknown := [name for name in shapes if name not in names]:
+            raise ContractError(f"{self.name} has no input {', '.join(unknown)}; it takes {', '.join(names)}")
+        return solve({spec.name: spec.dims for spec in self.inputs}, shapes)
+
+    def output_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Shape of every output under ``sizes``."""
+        return {spec.name: evaluate(spec.dims, sizes) for spec in self.outputs}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "GraphSpec":
+        """Inverse of :func:`dataclasses.asdict`."""
+
+        def tensors(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(name=r["name"], dtype=r["dtype"], dims=tuple(r["dims"])) for r in rows)
+
+        return cls(name=data["name"], inputs=tensors(data["inputs"]), outputs=tensors(data["outputs"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserContract:
+    """What the forked denoiser is: its model's dimensions, its variant, its candidate blocks.
+
+    The graph has two sections that meet at block ``fork``. Trunk rows ``[u…, c…]`` go through the
+    blocks below it; then ``branch_rows`` gathers the rows that go through the rest, of which the last
+    ``tracked`` ones have their attention averaged and, where ``layer_mask`` says so, replaced.
+    """
+
+    variant: Variant
+    blocks: tuple[int, ...]
+    num_blocks: int
+    heads: int
+    head_dim: int
+    in_channels: int
+    out_channels: int
+    patch_size: int
+    max_grid: int
+    """Largest number of image tokens along a side that the positional embedding covers."""
+    text_dim: int
+    pooled_dim: int
+    family: str = "sd3"
+    renorm: Renorm = Renorm.ROW
+    precision: str = "float32"
+    state_dtype: str = "float32"
+    version: int = field(default=CONTRACT_VERSION)
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise InputError("no candidate block was given; name at least one, for example --emag-layers 6-8")
+        if list(self.blocks) != sorted(set(self.blocks)):
+            raise InputError(f"candidate blocks {list(self.blocks)} must be ascending and without repetition")
+        if self.blocks[0] < 0 or self.blocks[-1] >= self.num_blocks:
+            raise InputError(
+                f"candidate blocks {list(self.blocks)} lie outside this model, which has blocks 0 to "
+                f"{self.num_blocks - 1}; choose with --emag-layers"
+            )
+
+    @property
+    def fork(self) -> int:
+        """First block that perturbed rows run through; all below is shared with the conditional row."""
+        return self.blocks[0]
+
+    @property
+    def state_dims(self) -> tuple[Dim, ...]:
+        """Dimensions of ``ema_state`` behind ``tracked`` and the candidate blocks."""
+        return {
+            Variant.EMAG_Q: (self.heads, "h", "w", self.head_dim),
+            Variant.EMAG: (self.heads, "h*w", "h*w+text"),
+            Variant.EMAG_I: (self.heads, "h*w", "h*w"),
+            Variant.EMAG_T: (self.heads, "h*w", "text"),
+        }[self.variant]
+
+    @cached_property
+    def graph(self) -> GraphSpec:
+        """Inputs and outputs of the exported graph."""
+        dtype, patch, layers = self.precision, self.patch_size, len(self.blocks)
+        state: tuple[Dim, ...] = ("tracked", layers, *self.state_dims)
+
+        def latents(rows: str, channels: int) -> tuple[Dim, ...]:
+            return (rows, channels, f"{patch}*h", f"{patch}*w")
+
+        def spec(name: str, dtype: str, *dims: Dim) -> TensorSpec:
+            return TensorSpec(name=name, dtype=dtype, dims=dims)
+
+        return GraphSpec(
+            name="transformer",
+            inputs=(
+                spec("hidden_states", dtype, *latents("trunk_rows", self.in_channels)),
+                spec("timestep", "float32", "trunk_rows"),
+                spec("encoder_hidden_states", dtype, "trunk_rows", "text", self.text_dim),
+                spec("pooled_projections", dtype, "trunk_rows", self.pooled_dim),
+                spec("branch_rows", "int64", "rows"),
+                spec("ema_state", self.state_dtype, *state),
+                spec("ema_step", "float32", "tracked"),
+                spec("layer_mask", "float32", "tracked", layers),
+            ),
+            outputs=(
+                spec("noise_pred", dtype, *latents("rows", self.out_channels)),
+                spec("ema_state_out", self.state_dtype, *state),
+                spec("layer_delta", "float32", "tracked", layers),
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_json` restores it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "DenoiserContract":
+        """Read a contract written by :meth:`to_json`.
+
+        Raises:
+            BundleError: If it was written by a newer version, or lacks a field.
+        """
+        version = data.get("version")
+        if not isinstance(version, int) or version > CONTRACT_VERSION:
+            raise BundleError(
+                f"the bundle has contract version {version}, this emag-export reads up to {CONTRACT_VERSION}; "
+                "upgrade emag-export, or rebuild the bundle with this one"
+            )
+        try:
+            return cls(
+                **{
+                    **data,
+                    "variant": Variant(data["variant"]),
+                    "renorm": Renorm(data["renorm"]),
+                    "blocks": tuple(data["blocks"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"the bundle's contract cannot be read ({error}); rebuild the bundle"
+            ) from error

@@ -1,0 +1,30 @@
+"""SHA-256 of files and folders: what makes a bundle's content trustworthy and a build resumable."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["hash_file", "hash_files", "hash_json"]
+
+_CHUNK = 1 << 22
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of one file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_json(data: Any) -> str:
+    """SHA-256 of plain data, independent of key order."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def hash_files(root: Path, paths: Iterable[Path]) -> str:
+    """SHA-256 over several files: names relative to ``root`` and contents, independent of order."""
+    return hash_json({path.relative_to(root).as_posix(): hash_file(path) for path in sorted(paths)})

@@ -1,0 +1,1 @@
+"""Run one graph once: PyTorch eager and onnxruntime behind one Protocol."""

@@ -1,0 +1,49 @@
+"""PyTorch eager: the very module that was exported, as the oracle of its graph."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from emag_export.contract import GraphSpec
+from emag_export.engines.protocol import allocate_outputs, check_feeds
+
+__all__ = ["EagerEngine"]
+
+
+class EagerEngine:
+    """Runs a module whose ``forward`` takes the inputs of ``spec`` by name and gives its outputs in order.
+
+    Args:
+        module: In eval mode, already on ``device``.
+        spec: What it takes and gives.
+        device: Where it runs.
+    """
+
+    def __init__(self, module: nn.Module, spec: GraphSpec, device: str = "cpu") -> None:
+        self.module = module
+        self.spec = spec
+        self.device = torch.device(device)
+        self.name = f"torch eager ({device})"
+
+    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See :meth:`Engine.run`."""
+        sizes = check_feeds(self.spec, feeds, self.device)
+        buffers = allocate_outputs(self.spec, sizes, self.device, out) if out else {}
+        with torch.inference_mode():
+            results = self.module(**feeds)
+            results = results if isinstance(results, tuple) else (results,)
+            outputs = {tensor.name: value for tensor, value in zip(self.spec.outputs, results, strict=True)}
+            for name in out or ():
+                outputs[name] = buffers[name].copy_(outputs[name])
+        return outputs
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self.module

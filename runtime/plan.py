@@ -1,0 +1,169 @@
+"""The plan of a run: in which phase every step is, and what that costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from emag_export.contract import DenoiserContract
+from emag_export.errors import InputError
+from emag_export.runtime.checks import require_finite, require_range
+from emag_export.runtime.guidance import Guidance, GuidanceRule
+from emag_export.runtime.schedule import Schedule
+
+__all__ = ["Cost", "EmagWindows", "Phase", "Plan", "PlannedStep", "cost_of", "make_plan", "window_index"]
+
+_WINDOW_BASE = 250
+
+
+class Phase(StrEnum):
+    """What a step does with the moving averages."""
+
+    PLAIN = "plain"
+    """Nothing."""
+    TRACK = "track"
+    """Accumulate, from the conditional row."""
+    GUIDE = "guide"
+    """Accumulate and perturb, in a row of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmagWindows:
+    """When EMAG averages and when it perturbs, in 250ths of the run counted from its end."""
+
+    beta: float = 0.988
+    """Decay of the moving average per step."""
+    start: int = 250
+    """Accumulation begins here."""
+    delta: int = 50
+    """Perturbation begins this much later."""
+    stop: int = 50
+    """Both end here; 0 is the last step."""
+    strength: float = 1.0
+    """lambda: 1 replaces the live quantity by its average, 0 leaves it."""
+
+    def __post_init__(self) -> None:
+        require_range(0.0, 1.0, beta=self.beta, strength=self.strength)
+        require_finite(start=self.start, delta=self.delta, stop=self.stop)
+        if self.delta < 0:
+            raise InputError(
+                f"delta is {self.delta}; perturbation cannot begin before accumulation, give 0 or more"
+            )
+
+    def phases(self, steps: int) -> tuple[Phase, ...]:
+        """Phase of each of ``steps`` steps, the noisiest first.
+
+        Source:
+            The released code of arXiv:2512.17303, including Python's rounding of halves to even.
+        """
+        start, delta, stop = (window_index(x, steps) for x in (self.start, self.delta, self.stop))
+
+        def phase(remaining: int) -> Phase:
+            if not stop <= remaining <= start:
+                return Phase.PLAIN
+            return Phase.GUIDE if remaining <= start - delta else Phase.TRACK
+
+        return tuple(phase(steps - 1 - index) for index in range(steps))
+
+
+def window_index(position: float, steps: int) -> int:
+    """Steps left to go at ``position`` 250ths of a run of ``steps`` steps, within 0 … steps-1."""
+    return max(0, min(steps - 1, round(position * (steps - 1) / _WINDOW_BASE)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStep:
+    """Everything about one step that is known before the run."""
+
+    index: int
+    phase: Phase
+    ema_step: float
+    """a in E + a (X - E): 1 starts the average, 1 - beta continues it, 0 holds it."""
+    sigma: float
+    sigma_step: float
+    """sigma of the next step minus this one's; negative."""
+    timestep: float
+    starts_average: bool
+    """The first accumulation: there is no older average to differ from, so Delta is 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Row-blocks of a run for one image: one transformer block run for one row."""
+
+    planned: int
+    cfg: int
+    two_pass: int
+    """The released algorithm: the same rows again in a second pass at every step."""
+
+    @property
+    def relative_to_cfg(self) -> float:
+        """1.241 for SD3-medium at 28 steps."""
+        return self.planned / self.cfg
+
+    @property
+    def relative_to_two_pass(self) -> float:
+        """Below 1 is what the fork saves."""
+        return self.planned / self.two_pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A whole run: its steps, its guidance and the graph it is for."""
+
+    contract: DenoiserContract
+    guidance: Guidance
+    windows: EmagWindows
+    steps: tuple[PlannedStep, ...]
+
+    def rows(self, phase: Phase) -> tuple[int, int]:
+        """Trunk rows and branch rows that one image sends in ``phase``."""
+        trunk = 1 + self.guidance.rule.uncond
+        return trunk, trunk + (phase is Phase.GUIDE)
+
+    @property
+    def cost(self) -> Cost:
+        """Row-blocks of this run."""
+        return cost_of(self.contract, [step.phase for step in self.steps], self.guidance.rule)
+
+
+def cost_of(contract: DenoiserContract, phases: Sequence[Phase], rule: GuidanceRule) -> Cost:
+    """Row-blocks for one image, next to plain CFG and to two full passes per step."""
+    rows, blocks = 1 + rule.uncond, contract.num_blocks
+    forked = sum(phase is Phase.GUIDE for phase in phases) * (blocks - contract.fork)
+    passes = 1 + rule.perturbed
+    return Cost(
+        planned=len(phases) * rows * blocks + forked,
+        cfg=len(phases) * 2 * blocks,
+        two_pass=len(phases) * rows * blocks * passes,
+    )
+
+
+def make_plan(
+    contract: DenoiserContract, schedule: Schedule, guidance: Guidance, windows: EmagWindows | None = None
+) -> Plan:
+    """Lay out every step of a run.
+
+    Args:
+        contract: Of the graph that will run.
+        schedule: Noise levels.
+        guidance: Without a perturbed prediction every step is plain.
+        windows: When to average and perturb.
+    """
+    windows = windows or EmagWindows()
+    phases = windows.phases(schedule.steps) if guidance.rule.perturbed else (Phase.PLAIN,) * schedule.steps
+    steps, started = [], False
+    for index, phase in enumerate(phases):
+        tracking = phase is not Phase.PLAIN
+        steps.append(
+            PlannedStep(
+                index=index,
+                phase=phase,
+                ema_step=0.0 if not tracking else 1 - windows.beta if started else 1.0,
+                sigma=schedule.sigmas[index],
+                sigma_step=schedule.sigma_steps[index],
+                timestep=schedule.timesteps[index],
+                starts_average=tracking and not started,
+            )
+        )
+        started = started or tracking
+    return Plan(contract=contract, guidance=guidance, windows=windows, steps=tuple(steps))
