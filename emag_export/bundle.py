@@ -15,6 +15,7 @@ from typing import Any
 from emag_export.contract import DenoiserContract, GraphSpec, Variant
 from emag_export.errors import BundleError, InputError
 from emag_export.hashing import hash_file
+from emag_export.models import SamplingDefaults
 
 __all__ = ["DENOISER", "GRAPH_FILE", "MANIFEST", "Bundle", "Provenance", "file_records"]
 
@@ -44,7 +45,7 @@ def file_records(root: Path) -> dict[str, dict[str, Any]]:
     return {
         path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != MANIFEST and ENGINES not in path.relative_to(root).parts
+        if path.is_file() and path.name != MANIFEST and path.relative_to(root).parts[0] != ENGINES
     }
 
 
@@ -79,6 +80,11 @@ class Bundle:
     def provenance(self) -> Provenance:
         """Where this bundle came from."""
         return Provenance(**self.manifest["source"])
+
+    @property
+    def defaults(self) -> SamplingDefaults:
+        """How to sample when nothing else is asked for."""
+        return SamplingDefaults.from_json(self.manifest["defaults"])
 
     @property
     def components(self) -> list[str]:
@@ -157,20 +163,3 @@ class Bundle:
                 f"{self.path} holds the variant {self.contract.variant}, {variant} was asked for; build it with: "
                 f"emag-export build --model {self.provenance.model} --variant {variant} -o {self.path}-{variant}"
             )
-
-
-def manifest_of(
-    *,
-    contract: DenoiserContract,
-    graphs: Mapping[str, GraphSpec],
-    source: Provenance,
-    files: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The content of ``bundle.json``."""
-    return {
-        "format": "emag-export bundle",
-        "contract": contract.to_json(),
-        "graphs": {name: asdict(spec) for name, spec in graphs.items()},
-        "source": asdict(source),
-        "files": dict(files),
-    }

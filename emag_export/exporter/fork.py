@@ -6,6 +6,9 @@ pass is thrown away. So rows ``[u, c]`` run through the trunk, ``branch_rows`` f
 ``[u, c, p]``, and only those run through the rest.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.attention_processor import Attention
@@ -20,37 +23,34 @@ from emag_export.exporter.attention import EmaAttention, JointHeads, Tracking, e
 
 __all__ = ["ForkedSD3", "contract_of"]
 
-DEFAULT_LAYERS = (6, 7, 8)
-
 
 def contract_of(
-    model: SD3Transformer2DModel,
+    config: Mapping[str, Any],
     *,
     variant: Variant,
     blocks: tuple[int, ...],
     renorm: Renorm = Renorm.ROW,
     precision: str = "float32",
 ) -> DenoiserContract:
-    """The contract of ``model`` forked at ``blocks[0]``.
+    """The contract of a model with this ``transformer/config.json``, forked at ``blocks[0]``.
 
     Raises:
         InputError: If a candidate block lies outside the model.
     """
-    config = model.config
     return DenoiserContract(
         variant=variant,
         renorm=renorm,
         blocks=blocks,
         precision=precision,
-        num_blocks=config.num_layers,
-        heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
-        in_channels=config.in_channels,
-        out_channels=model.out_channels,
-        patch_size=config.patch_size,
-        max_grid=config.pos_embed_max_size,
-        text_dim=config.joint_attention_dim,
-        pooled_dim=config.pooled_projection_dim,
+        num_blocks=config["num_layers"],
+        heads=config["num_attention_heads"],
+        head_dim=config["attention_head_dim"],
+        in_channels=config["in_channels"],
+        out_channels=config.get("out_channels") or config["in_channels"],
+        patch_size=config["patch_size"],
+        max_grid=config["pos_embed_max_size"],
+        text_dim=config["joint_attention_dim"],
+        pooled_dim=config["pooled_projection_dim"],
     )
 
 

@@ -27,7 +27,7 @@ def main(case_file: Path, model_dir: Path, backend: str, select: bool) -> None:
     """Print the largest absolute difference of the latents over all steps; exit 1 above the tolerance."""
     case = GoldenCase.load(case_file)
     model = SD3Transformer2DModel.from_pretrained(model_dir).eval()
-    contract = contract_of(model, variant=case.variant, blocks=case.blocks, renorm=case.renorm)
+    contract = contract_of(model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm)
     fork = ForkedSD3(model, contract).eval()
     with tempfile.TemporaryDirectory() as folder:
         engine: Engine

@@ -1,0 +1,30 @@
+"""The checker behind the shape annotations, switched on for the whole package under pytest only."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from beartype import beartype
+from beartype.roar import BeartypeDecorHintPep673Exception
+
+__all__ = ["check"]
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """beartype, with two exceptions.
+
+    While a module is being traced nothing is checked: sizes are symbols then, and comparing two of them would put
+    a guard into the graph. A method that returns ``Self`` stays as it is: jaxtyping decorates methods one by one,
+    and beartype understands ``Self`` only where it decorates the class.
+    """
+    try:
+        checked: Callable[..., Any] = beartype(function)
+    except BeartypeDecorHintPep673Exception:
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (function if torch.compiler.is_exporting() else checked)(*args, **kwargs)
+
+    return call
