@@ -18,6 +18,9 @@ class SamplingDefaults:
     steps: int = 28
     guidance_scale: float = 7.0
     emag_scale: float = 1.5
+    apg_scale: float = 12.0
+    apg_norm_threshold: float = 7.5
+    """In latent units over a whole picture, so it grows with the square root of the latents' size."""
     emag_layers: tuple[int, ...] = (6, 7, 8)
     max_sequence_length: int = 256
     """Tokens of the T5 part of the text, zeros where there is no T5."""
@@ -53,7 +56,13 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
             summary="embedded, trained on coloured shapes, 64x64",
             blocks=10,
             defaults=SamplingDefaults(
-                height=64, width=64, guidance_scale=4.0, emag_layers=(3, 4, 5), max_sequence_length=20
+                height=64,
+                width=64,
+                guidance_scale=4.0,
+                apg_scale=6.0,
+                apg_norm_threshold=3.0,
+                emag_layers=(3, 4, 5),
+                max_sequence_length=20,
             ),
         ),
         # Guidance and steps: arXiv:2512.17303, section 5. Blocks: the checkpoints' transformer/config.json.

@@ -115,5 +115,9 @@ def default_request(bundle: Bundle, prompt: str, variant: Variant | None = None)
         height=defaults.height,
         width=defaults.width,
         steps=defaults.steps,
-        guidance=Guidance(scale=defaults.guidance_scale, emag_scale=defaults.emag_scale),
+        guidance=Guidance(
+            scale=defaults.guidance_scale,
+            emag_scale=defaults.emag_scale,
+            apg=ApgConfig(scale=defaults.apg_scale, norm_threshold=defaults.apg_norm_threshold),
+        ),
     )

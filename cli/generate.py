@@ -1,0 +1,175 @@
+"""``emag-export generate``."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emag_export.bundle import Bundle
+from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status
+from emag_export.cli.options import (
+    amend,
+    bundle_argument,
+    engine_options,
+    opener_of,
+    read_prompts,
+    request_of,
+    sampling_options,
+    variant_option,
+)
+from emag_export.contract import Variant
+from emag_export.errors import InputError
+from emag_export.runtime.request import GenerationRequest, plan_request
+
+__all__ = ["command", "generate_all"]
+
+
+@click.command("generate")
+@bundle_argument
+@click.option("--prompt", "prompts", multiple=True, help="What to draw; repeatable.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="One prompt per line.")
+@click.option("--negative-prompt", help="What to stay away from.")
+@click.option("--seed", type=int, help="Of the first picture of each prompt; the next ones count up. Default 0.")
+@click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="Pictures per prompt.")
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Pictures per engine call.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="PNG file, or folder for several.")
+@click.option("--overwrite", is_flag=True, help="Replace pictures that were made from other parameters.")
+@click.option("--like", type=click.Path(path_type=Path), help="Take all parameters from this PNG; options change them.")
+@variant_option("Refuse a bundle of another variant.")
+@sampling_options
+@engine_options
+@click.option("--json", "as_json", is_flag=True, help="Print a record per picture for scripts.")
+def command(bundle: Path, output: Path, like: Path | None, variant: Variant | None, **options: Any) -> None:
+    """Make pictures from prompts with a bundle.
+
+    Every PNG remembers its parameters. Pictures that are already there with the same parameters are
+    kept, so an interrupted run continues with the same command.
+    """
+    opened = Bundle(bundle)
+    requests = _requests(opened, like, variant, options)
+    for request in requests[:1]:
+        plan_request(opened, request)
+    paths = _targets(output, requests)
+    todo = _unfinished(output, paths, requests, opened, overwrite=options["overwrite"])
+    if todo:
+        with status.status("loading engines …"):
+            quiet_libraries()
+        generate_all(opened, [requests[i] for i in todo], [paths[i] for i in todo], options)
+    if options["as_json"]:
+        print_json([{"path": str(p), **r.to_json()} for p, r in zip(paths, requests, strict=True)])
+        return
+    for index, path in enumerate(paths):
+        out.print(str(path) + ("" if index in todo else " (already there)"), markup=False)
+
+
+def _requests(
+    bundle: Bundle, like: Path | None, variant: Variant | None, options: dict[str, Any]
+) -> list[GenerationRequest]:
+    from emag_export.runtime.metadata import read_picture_record
+
+    bundle.require_variant(variant)
+    if like is None:
+        prompts = read_prompts(options["prompts"], options["prompt_file"])
+        bases = [request_of(bundle, prompt, options) for prompt in prompts]
+    else:
+        record = read_picture_record(like)
+        bundle.require_variant(Variant(record.variant))
+        if record.fingerprint != bundle.provenance.fingerprint:
+            status.print(
+                f"warning: {like} was made with other weights ({record.model}); the picture will differ",
+                style="yellow",
+                markup=False,
+            )
+        base = amend(record.request, options)
+        given = options["prompts"] or options["prompt_file"]
+        prompts = read_prompts(options["prompts"], options["prompt_file"]) if given else [base.prompt]
+        bases = [replace(base, prompt=prompt) for prompt in prompts]
+    return [replace(base, seed=base.seed + offset) for base in bases for offset in range(options["images"])]
+
+
+def _targets(output: Path, requests: Sequence[GenerationRequest]) -> list[Path]:
+    if output.suffix.lower() == ".png":
+        if len(requests) > 1:
+            raise InputError(f"{len(requests)} pictures do not fit into {output}; give a folder with -o")
+        return [output]
+    if output.is_file():
+        raise InputError(f"{output} is a file and no .png; give a folder, or a name that ends in .png")
+    return [output / f"{index:04d}-seed{request.seed}.png" for index, request in enumerate(requests)]
+
+
+def _unfinished(
+    output: Path,
+    paths: Sequence[Path],
+    requests: Sequence[GenerationRequest],
+    bundle: Bundle,
+    *,
+    overwrite: bool,
+) -> list[int]:
+    """Indices that are still to be made, after refusing to touch anything that is not ours to replace."""
+    import os
+
+    from emag_export.runtime.metadata import read_picture_record
+
+    folder = output if output.suffix.lower() != ".png" else output.parent
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing} cannot be written to; give another place with -o")
+    if output.is_dir() and not overwrite:
+        expected = set(paths)
+        if foreign := [path for path in sorted(output.iterdir()) if path not in expected]:
+            raise InputError(f"{output} is not empty ({foreign[0].name}); give another folder, or add --overwrite")
+    todo = []
+    for index, (path, request) in enumerate(zip(paths, requests, strict=True)):
+        if not path.exists():
+            todo.append(index)
+            continue
+        try:
+            record = read_picture_record(path)
+            same = record.request == request and record.fingerprint == bundle.provenance.fingerprint
+        except InputError:
+            same = False
+        if not same:
+            if not overwrite:
+                raise InputError(f"{path} exists and was made otherwise; choose another name, or add --overwrite")
+            todo.append(index)
+    return todo
+
+
+def generate_all(
+    bundle: Bundle, requests: Sequence[GenerationRequest], paths: Sequence[Path], options: dict[str, Any]
+) -> None:
+    """Make pictures batch by batch, saving each batch as soon as it is done.
+
+    Args:
+        bundle: To run.
+        requests: May differ in prompt, negative prompt and seed only.
+        paths: One PNG per request.
+        options: ``backend``, ``device``, ``threads``, ``batch_size``.
+    """
+    from emag_export.runtime.metadata import save_picture
+    from emag_export.runtime.pipeline import Pipeline
+
+    size = options["batch_size"]
+    batches = range(0, len(requests), size)
+    with (
+        Pipeline(bundle, opener_of(bundle, options)) as pipeline,
+        progress_bar("generating", len(batches) * requests[0].steps) as progress,
+    ):
+        for start in batches:
+            prepared = pipeline.prepare(requests[start : start + size])
+            for request, cut in zip(prepared.requests, prepared.cut, strict=True):
+                if cut:
+                    status.print(
+                        f"warning: the prompt is too long, cut off: “{cut}” (of “{request.prompt}”)",
+                        style="yellow",
+                        markup=False,
+                    )
+            latents = prepared.latents
+            for step in pipeline.denoise(prepared):
+                latents = step.latents
+                progress.advance(progress.task_ids[0])
+            pictures = pipeline.decode(latents)
+            for picture, request, path in zip(pictures, prepared.requests, paths[start:], strict=False):
+                save_picture(picture, path, bundle=bundle, request=request, engine=pipeline.denoiser.name)

@@ -1,0 +1,65 @@
+"""``emag-export inspect``."""
+
+from pathlib import Path
+
+import click
+
+from emag_export.bundle import Bundle
+from emag_export.cli.console import out, print_json, status, table
+from emag_export.cli.options import bundle_argument
+from emag_export.contract import GraphSpec
+from emag_export.errors import BundleError
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@bundle_argument
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def command(bundle: Path, as_json: bool) -> None:
+    """Show what a bundle holds: contract, sizes, provenance; and check every file's SHA-256.
+
+    Exits with 4 if a file is missing, truncated or altered.
+    """
+    opened = Bundle(bundle)
+    with status.status("checking hashes …"):
+        try:
+            opened.check()
+            damage = None
+        except BundleError as error:
+            damage = error
+    if as_json:
+        print_json({**opened.manifest, "intact": damage is None})
+    else:
+        _print(opened)
+        if damage is None:
+            out.print(f"{len(opened.files)} files, every SHA-256 matches", style="green")
+    if damage is not None:
+        raise damage
+
+
+def _print(bundle: Bundle) -> None:
+    contract, source = bundle.contract, bundle.provenance
+    out.print(f"[bold]{contract.variant}[/] of {source.model}, {contract.precision}, contract {contract.version}")
+    out.print(
+        f"blocks {', '.join(map(str, contract.blocks))} of {contract.num_blocks}; rows fork at {contract.fork}; "
+        f"state {contract.state_dtype}"
+    )
+    out.print(f"source sha256 {source.fingerprint[:16]}…, revision {source.revision or 'none'}")
+    out.print(", ".join(f"{name} {number}" for name, number in source.versions.items()), style="dim")
+    sizes = table("graph", ">MB", "inputs", "outputs")
+    for name in bundle.components:
+        spec = bundle.spec(name)
+        total = sum(r["bytes"] for path, r in bundle.files.items() if path.startswith(f"{name}/"))
+        names = [", ".join(tensor.name for tensor in tensors) for tensors in (spec.inputs, spec.outputs)]
+        sizes.add_row(name, f"{total / 1e6:.2f}", *names)
+    out.print(sizes)
+    out.print(_tensors(contract.graph))
+
+
+def _tensors(spec: GraphSpec) -> object:
+    grid = table("", "tensor", "dtype", "shape", title=f"Contract of {spec.name}")
+    for direction, tensors in (("in", spec.inputs), ("out", spec.outputs)):
+        for tensor in tensors:
+            grid.add_row(direction, tensor.name, tensor.dtype, " × ".join(map(str, tensor.dims)))
+    return grid

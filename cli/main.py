@@ -1,0 +1,86 @@
+"""``emag-export``: the commands, their order in ``--help``, and how errors become exit codes."""
+
+import importlib
+from typing import Any
+
+import click
+
+from emag_export import __version__
+from emag_export.errors import EmagError
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "build": "Export a model into a bundle of ONNX graphs.",
+    "generate": "Make pictures from prompts with a bundle.",
+    "compare": "Check a bundle step by step against PyTorch.",
+    "plan": "Show phases and cost of a run.",
+    "inspect": "Show what a bundle holds and check its hashes.",
+    "models": "List the models known by name.",
+    "doctor": "Show what this machine can run and what to install.",
+    "demo": "Build, generate and compare with the embedded model.",
+}
+
+_EPILOG = """\b
+Exit codes: 0 success, 1 comparison above its threshold or unexpected error, 2 bad input,
+3 model, 4 bundle, 5 export, 6 engine, 7 missing package, 130 interrupted.
+\b
+Shell completion: eval "$(_EMAG_EXPORT_COMPLETE=bash_source emag-export)"   (or zsh_source, fish_source)
+"""
+
+
+class _Failure(click.ClickException):
+    def __init__(self, error: EmagError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code
+
+
+class _Interrupted(click.ClickException):
+    exit_code = 130
+
+
+class _LazyGroup(click.Group):
+    """Imports a command when it is used, so that ``--help`` and completion answer at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"emag_export.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EmagError as error:
+            raise _Failure(error) from error
+        except KeyboardInterrupt as error:
+            raise _Interrupted("interrupted; the same command continues where it stopped") from error
+
+
+@click.group(cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("-v", "--verbose", count=True, help="Show what libraries log; twice for details.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings.")
+def main(verbose: int, quiet: bool) -> None:
+    """Export diffusion transformers with EMAG guidance to ONNX, and run them.
+
+    \b
+    First picture:
+      emag-export build --model tiny-sd3 -o bundle
+      emag-export generate bundle --prompt "a large red circle on a blue background" -o circle.png
+    """
+    from emag_export.cli.console import set_verbosity
+
+    set_verbosity(-1 if quiet else verbose)
+
+
+if __name__ == "__main__":
+    main(prog_name="emag-export")

@@ -1,0 +1,67 @@
+"""``emag-export plan``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emag_export.bundle import Bundle
+from emag_export.cli.console import out, print_json, table
+from emag_export.cli.options import bundle_argument, request_of, sampling_options
+from emag_export.runtime.request import plan_request
+
+__all__ = ["command"]
+
+
+@click.command("plan")
+@bundle_argument
+@sampling_options
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def command(bundle: Path, as_json: bool, **options: Any) -> None:
+    """Show phases and cost of a run, without running it.
+
+    Cost is counted in row-blocks: one transformer block run for one row of the batch.
+    """
+    opened = Bundle(bundle)
+    plan = plan_request(opened, request_of(opened, "-", options))
+    cost, contract = plan.cost, plan.contract
+    if as_json:
+        print_json(
+            {
+                "guidance": plan.guidance.name,
+                "variant": str(contract.variant),
+                "blocks": list(contract.blocks),
+                "num_blocks": contract.num_blocks,
+                "row_blocks": {"planned": cost.planned, "cfg": cost.cfg, "two_pass": cost.two_pass},
+                "relative_to_cfg": cost.relative_to_cfg,
+                "relative_to_two_pass": cost.relative_to_two_pass,
+                "steps": [
+                    {
+                        "index": step.index,
+                        "phase": str(step.phase),
+                        "sigma": step.sigma,
+                        "timestep": step.timestep,
+                        "ema_step": step.ema_step,
+                        "trunk_rows": plan.rows(step.phase)[0],
+                        "branch_rows": plan.rows(step.phase)[1],
+                    }
+                    for step in plan.steps
+                ],
+            }
+        )
+        return
+    grid = table(">step", ">sigma", "phase", ">a", ">trunk rows", ">branch rows", title="Per image")
+    for step in plan.steps:
+        trunk, branch = plan.rows(step.phase)
+        grid.add_row(
+            str(step.index), f"{step.sigma:.4f}", str(step.phase), f"{step.ema_step:.3f}", str(trunk), str(branch)
+        )
+    out.print(grid)
+    out.print(
+        f"{plan.guidance.name}, {contract.variant}, candidate blocks {', '.join(map(str, contract.blocks))} "
+        f"of {contract.num_blocks}"
+    )
+    out.print(f"row-blocks {cost.planned}; plain CFG {cost.cfg}; two full passes per step {cost.two_pass}")
+    out.print(
+        f"[bold]{cost.relative_to_cfg:.3f}[/] × CFG, {cost.relative_to_two_pass:.3f} × two full passes"
+    )
