@@ -1,0 +1,184 @@
+"""What a tiny-sd3 picture shows: scenes, how they are sampled, and how they are drawn; numpy only.
+
+A scene has one object, somewhere on the canvas, or two objects beside or above each other. Lengths are pixels
+of the 64 x 64 canvas, ``x`` grows to the right and ``y`` downwards, both measured from the canvas centre.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from emag_export.tiny_sd3.palette import COLOURS, RGB
+
+CANVAS = 64
+"""Height and width of every training picture, pixels."""
+
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "ring", "cross")
+SIZES: tuple[str, ...] = ("large", "small")
+POSITIONS: tuple[str, ...] = ("left", "right", "top", "bottom")
+RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
+
+LARGE_FROM = 10.5
+"""An object whose radius is at least this many pixels is large; none is drawn between 9 and 12."""
+
+OFF_CENTRE = 8.0
+"""An object said to be at a side of the canvas is drawn at least this many pixels from the centre."""
+
+_CENTRE_JITTER = 4.0
+_DIRECTION = {
+    "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1),
+    "left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One drawn object.
+
+    Attributes:
+        shape: One of :data:`SHAPES`.
+        colour: One of :data:`~.palette.COLOURS`.
+        size: One of :data:`SIZES`.
+        x: Centre, pixels right of the canvas centre.
+        y: Centre, pixels below the canvas centre.
+        radius: Radius of the circle around the shape, pixels.
+    """
+
+    shape: str
+    colour: str
+    size: str
+    x: float = 0.0
+    y: float = 0.0
+    radius: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A background and one or two objects of different colours.
+
+    Attributes:
+        background: One of :data:`~.palette.COLOURS`, different from every object's.
+        items: One or two objects.
+        position: One of :data:`POSITIONS`, or None for the middle; None with two objects.
+        relation: One of :data:`RELATIONS`, read as "first object ... second object"; None with one object.
+    """
+
+    background: str
+    items: tuple[Item, ...]
+    position: str | None = None
+    relation: str | None = None
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene at random: 55 % single objects (40 % of them off centre), 45 % pairs.
+
+    Args:
+        rng: The only source of randomness.
+
+    Returns:
+        A scene whose objects lie wholly on the canvas and do not touch.
+    """
+    background, first, second = (str(name) for name in rng.choice(COLOURS, 3, replace=False))
+    if rng.random() < 0.55:
+        position = str(rng.choice(POSITIONS)) if rng.random() < 0.4 else None
+        return Scene(background=background, items=(_single(rng, first, position),), position=position)
+    relation = str(rng.choice(RELATIONS))
+    return Scene(background=background, items=_pair(rng, (first, second), relation), relation=relation)
+
+
+def draw(scene: Scene, canvas: int = CANVAS) -> UInt8[np.ndarray, "canvas canvas 3"]:
+    """Paint a scene with antialiased edges.
+
+    Args:
+        scene: What to paint; lengths are scaled by ``canvas / 64``.
+        canvas: Height and width of the picture, pixels.
+
+    Returns:
+        sRGB, 0 to 255.
+    """
+    image = np.broadcast_to(np.asarray(RGB[scene.background], dtype=np.float32), (canvas, canvas, 3))
+    for item in scene.items:
+        cover = coverage(item, canvas)[:, :, None]
+        image = image * (1 - cover) + np.asarray(RGB[item.colour], dtype=np.float32) * cover
+    return np.rint(image).astype(np.uint8)
+
+
+def coverage(item: Item, canvas: int = CANVAS) -> Float[np.ndarray, "canvas canvas"]:
+    """Measure how much of each pixel an object covers, from the signed distance to its outline.
+
+    Args:
+        item: The object; its colour and size word are not used.
+        canvas: Height and width of the picture, pixels.
+
+    Returns:
+        0 (outside) to 1 (inside).
+    """
+    scale = canvas / CANVAS
+    grid = (np.arange(canvas, dtype=np.float32) + 0.5) / scale - CANVAS / 2
+    x, y = grid[None, :] - np.float32(item.x), grid[:, None] - np.float32(item.y)
+    return np.clip(0.5 - _distance(item.shape, x, y, item.radius) * scale, 0, 1).astype(np.float32)
+
+
+def _single(rng: np.random.Generator, colour: str, position: str | None) -> Item:
+    size, shape = str(rng.choice(SIZES)), str(rng.choice(SHAPES))
+    top = 20.0 if position is None else 16.0
+    radius = rng.uniform(14.0, top) if size == "large" else rng.uniform(6.5, 9.0)
+    x, y = rng.uniform(-_CENTRE_JITTER, _CENTRE_JITTER, 2)
+    if position is not None:
+        away = rng.uniform(OFF_CENTRE + 2, CANVAS / 2 - 1 - radius)
+        along_x, along_y = _DIRECTION[position]
+        x, y = (along_x * away, y) if along_x else (x, along_y * away)
+    return Item(shape=shape, colour=colour, size=size, x=float(x), y=float(y), radius=float(radius))
+
+
+def _pair(rng: np.random.Generator, colours: tuple[str, str], relation: str) -> tuple[Item, Item]:
+    along_x, along_y = _DIRECTION[relation]
+    items = []
+    for sign, colour in zip((1, -1), colours, strict=True):
+        size, shape = str(rng.choice(SIZES)), str(rng.choice(SHAPES))
+        radius = rng.uniform(12.0, 14.0) if size == "large" else rng.uniform(6.5, 9.0)
+        away = sign * rng.uniform(max(radius + 1.5, 13.0), min(CANVAS / 2 - 1 - radius, 18.0))
+        aside = rng.uniform(-_CENTRE_JITTER, _CENTRE_JITTER)
+        x, y = (along_x * away, aside) if along_x else (aside, along_y * away)
+        items.append(
+            Item(shape=shape, colour=colour, size=size, x=float(x), y=float(y), radius=float(radius))
+        )
+    return items[0], items[1]
+
+
+Grid = Float[np.ndarray, "_ _"]
+
+
+def _distance(shape: str, x: Grid, y: Grid, radius: float) -> Grid:
+    """Signed distance to a shape's outline, pixels, negative inside; exact along straight edges."""
+    if shape == "circle":
+        return np.asarray(np.hypot(x, y) - radius)
+    if shape == "ring":
+        return np.asarray(np.abs(np.hypot(x, y) - 0.76 * radius) - 0.24 * radius)
+    if shape == "square":
+        return np.asarray(np.maximum(np.abs(x), np.abs(y)) - 0.86 * radius)
+    if shape == "cross":
+        wide = np.maximum(np.abs(x) - radius, np.abs(y) - 0.36 * radius)
+        return np.asarray(np.minimum(wide, np.maximum(np.abs(x) - 0.36 * radius, np.abs(y) - radius)))
+    if shape == "triangle":
+        slope = np.float32(np.sqrt(3) / 2) * np.abs(x) - (y - 0.25 * radius) * 0.5
+        return np.asarray(np.maximum(slope - 0.625 * radius, (y - 0.25 * radius) - 0.5 * 1.25 * radius))
+    if shape == "star":
+        return _star_distance(x, y, radius)
+    raise ValueError(
+        f"shape is {shape!r}, wanted one of {', '.join(SHAPES)}; add its outline to scenes._distance"
+    )
+
+
+def _star_distance(x: Grid, y: Grid, radius: float) -> Grid:
+    """Five-pointed star, one point up, inner corners at 0.45 of the radius: fold the plane to one edge."""
+    angle = np.abs((np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+    length = np.hypot(x, y)
+    px, py = length * np.cos(angle), length * np.sin(angle)
+    tip = np.array([radius, 0.0])
+    corner = 0.45 * radius * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
+    edge = (corner - tip) / np.linalg.norm(corner - tip)
+    return np.asarray((px - tip[0]) * edge[1] - (py - tip[1]) * edge[0])
