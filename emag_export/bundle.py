@@ -22,6 +22,7 @@ __all__ = ["DENOISER", "GRAPH_FILE", "MANIFEST", "Bundle", "Provenance", "file_r
 MANIFEST = "bundle.json"
 GRAPH_FILE = "model.onnx"
 DENOISER = "transformer"
+_ORDER = (DENOISER, "text_encoder", "text_encoder_2", "text_encoder_3", "vae_decoder")
 ENGINES = "engines"
 """Folder of compiled plans; they carry their own hashes and are not part of the bundle's."""
 
@@ -69,7 +70,7 @@ class Bundle:
             )
         try:
             self.manifest: dict[str, Any] = json.loads(manifest.read_text("utf-8"))
-            contract = self.manifest["contract"]
+            contract = dict(self.manifest["contract"])
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(
                 f"{manifest} is damaged ({error}); rebuild the bundle with --overwrite"
@@ -88,8 +89,8 @@ class Bundle:
 
     @property
     def components(self) -> list[str]:
-        """Folders that hold a graph."""
-        return list(self.manifest["graphs"])
+        """Folders that hold a graph, the denoiser first."""
+        return [name for name in _ORDER if name in self.manifest["graphs"]]
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
@@ -123,7 +124,7 @@ class Bundle:
         if component not in self.components:
             raise BundleError(
                 f"{self.path} has no {component}, only {', '.join(self.components)}; "
-                "rebuild it with --components all"
+                "the source model has none"
             )
         self.check(f"{component}/")
         return self.path / component / GRAPH_FILE

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ TORCH_DTYPES = {
 }
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A graph made executable. State is an argument and a result; an engine keeps none between calls."""
 

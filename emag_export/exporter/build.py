@@ -199,7 +199,9 @@ def _export(
 
 
 def _copy_config(source: SourceModel, folder: str, target: Path) -> None:
-    shutil.copyfile(source.path / folder / "config.json", target / "config.json")
+    """The component's configuration without the folder it was once loaded from."""
+    config = {name: value for name, value in _config(source, folder).items() if name != "_name_or_path"}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _copy(source: SourceModel, staging: Staging) -> None:

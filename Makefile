@@ -1,0 +1,46 @@
+# Everything runs in .venv, which the first target that needs it makes. Start with: make help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint typecheck format bench clean distclean
+
+help:  ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+demo: $(STAMP)  ## Export the bundled tiny model and draw pictures with it into out/demo
+	$(BIN)/python -m emag_export.cli.main demo --output out/demo
+
+test: lint  ## Lint, then run every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(STAMP)  ## Formatting, style, types and the import arrows between rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+typecheck: $(STAMP)  ## Types alone
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Rewrite files as lint wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## Measure how well guided pictures follow their prompts
+	$(BIN)/python -m benchmarks.prompt_accuracy
+
+clean:  ## Remove what runs leave behind, but not .venv
+	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean  ## Remove .venv too
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Measurements that take longer than tests; each writes what it found to ``benchmarks/results``."""

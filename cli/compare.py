@@ -1,0 +1,112 @@
+"""``emag-export compare``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from emag_export.bundle import Bundle
+from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status, table
+from emag_export.cli.options import (
+    bundle_argument,
+    engine_options,
+    opener_of,
+    read_prompts,
+    request_of,
+    sampling_options,
+)
+from emag_export.errors import ComparisonFailed
+from emag_export.runtime.request import GenerationRequest, plan_request
+
+if TYPE_CHECKING:
+    from emag_export.reference.comparison import Comparison
+
+__all__ = ["DEFAULT_PROMPT", "command", "run_comparison"]
+
+DEFAULT_PROMPT = "a large red circle to the left of a small blue square on a yellow background"
+
+
+@click.command("compare")
+@bundle_argument
+@click.option("--prompt", "prompts", multiple=True, help="Repeatable; all run as one batch.")
+@click.option("--negative-prompt", help="What to stay away from.")
+@click.option("--seed", type=int, help="Of the first picture; the next ones count up. Default 0.")
+@click.option("--reference", "model", help="Where the source model is now, if it has moved.")
+@click.option("--report", type=click.Path(path_type=Path), help="Folder for report.html, plot and JSON.")
+@sampling_options
+@engine_options
+@click.option("--json", "as_json", is_flag=True, help="Print everything for scripts.")
+def command(bundle: Path, model: str | None, report: Path | None, as_json: bool, **options: Any) -> None:
+    """Check a bundle step by step against PyTorch.
+
+    The reference is the released algorithm on the diffusers model: two full passes per step, float32.
+    Every step is checked on the reference's own state, then a whole run on the engine's.
+    Exits with 1 if a figure lies above its threshold.
+    """
+    opened = Bundle(bundle)
+    prompts = read_prompts(options["prompts"] or (DEFAULT_PROMPT,), None)
+    base = request_of(opened, prompts[0], options)
+    requests = [replace(base, prompt=prompt, seed=base.seed + i) for i, prompt in enumerate(prompts)]
+    plan_request(opened, base)
+    comparison = run_comparison(opened, requests, model, options)
+    files = []
+    if report is not None:
+        from emag_export.reference.report import write_report
+
+        notes = {"bundle": str(bundle), "prompts": "; ".join(prompts), "seed": str(base.seed)}
+        files = write_report(comparison, report, notes=notes)
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        _print(comparison)
+        for file in files:
+            out.print(str(file), markup=False)
+    if not comparison.passed:
+        raise ComparisonFailed(f"{len(comparison.failures())} figures above threshold: {comparison.failures()[0]}")
+
+
+def run_comparison(
+    bundle: Bundle, requests: list[GenerationRequest], model: str | None, options: dict[str, Any]
+) -> "Comparison":
+    """Compare with a progress bar."""
+    with status.status("loading engines and reference …"):
+        from emag_export.reference.check_bundle import check_bundle
+
+        quiet_libraries()
+        opener = opener_of(bundle, options)
+    with progress_bar("comparing", 2 * requests[0].steps) as progress:
+
+        def advanced(done: int, total: int) -> None:
+            progress.update(progress.task_ids[0], completed=done, total=total)
+
+        return check_bundle(bundle, opener, requests, model=model, progress=advanced)
+
+
+def _print(comparison: "Comparison") -> None:
+    grid = table("", "phase", ">uncond", ">cond", ">perturbed", ">E", ">Δ", ">cosine", "next block")
+    for step in comparison.steps:
+        shown = [step.errors.get(name) for name in ("uncond", "cond", "perturbed", "ema_state", "delta")]
+        cosine = min(error.cosine for error in step.errors.values())
+        blocks = " ".join(
+            f"{choice.engine}" if choice.agree else f"[red]{choice.engine}≠{choice.reference}[/]"
+            for choice in step.choices
+        )
+        errors = ("" if error is None else f"{error.max_abs:.1e}" for error in shown)
+        grid.add_row(str(step.index), str(step.phase), *errors, f"{cosine:.6f}", blocks)
+    out.print(grid)
+    choices = [choice.agree for step in comparison.steps for choice in step.choices]
+    velocities = max(
+        error.max_abs
+        for step in comparison.steps
+        for name, error in step.errors.items()
+        if name in ("uncond", "cond", "perturbed")
+    )
+    out.print(f"teacher-forced: largest velocity error {velocities:.1e}; {sum(choices)} of {len(choices)} choices agree")
+    out.print(f"free-running: latents differ by {comparison.free[-1].max_abs:.1e} after the last step")
+    for pair in comparison.pictures:
+        out.print(f"picture: PSNR {pair.psnr:.1f} dB, SSIM {pair.ssim:.5f}")
+    for tie in comparison.ties():
+        out.print(tie, style="yellow")
+    if comparison.passed:
+        out.print(f"passed the {comparison.precision} thresholds", style="green")

@@ -1,0 +1,110 @@
+"""``emag-export demo``."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emag_export.bundle import Bundle
+from emag_export.cli.compare import DEFAULT_PROMPT, run_comparison
+from emag_export.cli.console import out, quiet_libraries, status
+from emag_export.cli.generate import generate_all
+from emag_export.contract import Variant
+from emag_export.errors import ComparisonFailed
+from emag_export.runtime.guidance import Guidance
+from emag_export.runtime.request import GenerationRequest, default_request
+
+__all__ = ["command"]
+
+_PROMPTS = (
+    "a large red circle on a blue background",
+    DEFAULT_PROMPT,
+    "a large green triangle on a white background",
+    "a small white star above a large purple ring on a green background",
+    "a large black ring on an orange background",
+)
+_ENGINE = {"backend": "onnxruntime", "device": "cpu", "threads": 0, "batch_size": len(_PROMPTS)}
+_COLUMNS: Mapping[str, tuple[Variant, str]] = {
+    "CFG": (Variant.EMAG_Q, "cfg"),
+    "EMAG-Q": (Variant.EMAG_Q, "emag"),
+    "EMAG": (Variant.EMAG, "emag"),
+}
+
+
+@click.command("demo")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
+def command(output: Path) -> None:
+    """Build, generate and compare with the embedded model.
+
+    Exports tiny-sd3 as emag-q and emag, draws the same prompts with CFG, EMAG-Q and EMAG, and compares
+    both bundles with PyTorch. What is already there is not made again.
+    """
+    with status.status("loading PyTorch …"):
+        from emag_export.exporter.build import BuildOptions, build
+
+        quiet_libraries()
+    bundles: dict[Variant, Bundle] = {}
+    for variant in (Variant.EMAG_Q, Variant.EMAG):
+        with status.status(f"exporting {variant} …") as spinner:
+
+            def on_progress(component: str, phase: str, spinner: Any = spinner) -> None:
+                spinner.update(f"exporting tiny-sd3: {component}, {phase} …")
+
+            folder = output / f"bundle-{variant}"
+            bundles[variant] = build(
+                "tiny-sd3", folder, BuildOptions(variant=variant, overwrite=True), on_progress
+            )
+        out.print(f"bundle   {folder}", markup=False)
+    out.print(f"pictures {_draw(bundles, output)}", markup=False)
+    failed = [report for report in (_compare(bundle, output) for bundle in bundles.values()) if report]
+    if failed:
+        raise ComparisonFailed(f"a comparison lies above its threshold; see {failed[0]}")
+    out.print(
+        f'\nNext: emag-export generate {output / "bundle-emag-q"} --prompt "{_PROMPTS[0]}" -o circle.png',
+        style="dim",
+        markup=False,
+    )
+
+
+def _requests(bundle: Bundle, guidance: str) -> list[GenerationRequest]:
+    base = default_request(bundle, "-")
+    chosen: Guidance = replace(base.guidance, name=guidance)
+    return [
+        replace(base, prompt=prompt, seed=seed, guidance=chosen) for seed, prompt in enumerate(_PROMPTS, start=1)
+    ]
+
+
+def _draw(bundles: Mapping[Variant, Bundle], output: Path) -> Path:
+    import numpy as np
+    from PIL import Image
+
+    from emag_export.runtime.gallery import save_gallery
+
+    columns = {}
+    for label, (variant, guidance) in _COLUMNS.items():
+        requests = _requests(bundles[variant], guidance)
+        paths = [output / "pictures" / f"{label.lower()}-seed{request.seed}.png" for request in requests]
+        generate_all(bundles[variant], requests, paths, _ENGINE)
+        columns[label] = np.stack([np.asarray(Image.open(path)) for path in paths])
+    grid = output / "pictures.png"
+    save_gallery(columns, _PROMPTS, grid)
+    return grid
+
+
+def _compare(bundle: Bundle, output: Path) -> Path | None:
+    """The report's folder if the comparison failed."""
+    from emag_export.reference.report import write_report
+
+    requests = _requests(bundle, "emag")[:2]
+    comparison = run_comparison(bundle, requests, None, _ENGINE)
+    folder = output / f"compare-{bundle.contract.variant}"
+    write_report(comparison, folder, notes={"prompts": "; ".join(request.prompt for request in requests)})
+    choices = [choice.agree for step in comparison.steps for choice in step.choices]
+    out.print(
+        f"report   {folder / 'report.html'}: {'passed' if comparison.passed else 'FAILED'}, "
+        f"{sum(choices)} of {len(choices)} block choices agree",
+        markup=False,
+    )
+    return None if comparison.passed else folder

@@ -1,0 +1,1 @@
+"""The oracle: the released two-pass algorithm on the unmodified model, and engines held against it."""

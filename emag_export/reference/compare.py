@@ -1,0 +1,275 @@
+"""Hold an engine against the reference: step by step on the reference's state, then on its own."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from emag_export.engines.protocol import TORCH_DTYPES, Engine
+from emag_export.errors import InputError
+from emag_export.reference.comparison import (
+    Choice,
+    Comparison,
+    FreeStep,
+    PicturePair,
+    StepComparison,
+    TensorError,
+)
+from emag_export.reference.two_pass import ReferenceStep
+from emag_export.runtime.guidance import Predictions, Rows
+from emag_export.runtime.loop import Conditioning, ImageStep, call_engine, denoise
+from emag_export.runtime.plan import Phase, Plan
+from emag_export.runtime.select import Select, lagged_argmax
+from emag_export.runtime.state import EmaState
+
+__all__ = ["Decode", "Pictures", "Progress", "compare"]
+
+Pictures = UInt8[np.ndarray, "images height width 3"]
+
+Decode = Callable[[Rows], Pictures]
+"""Finished latents to pictures."""
+
+Progress = Callable[[int, int], None]
+"""(steps done, steps in all): called after every step of both runs."""
+
+_SSIM_WINDOW = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What the free run needs of a reference step; averages are large and are let go."""
+
+    conditioning: Conditioning
+    mask: Tensor
+    latents: Rows
+
+
+def compare(
+    engine: Engine,
+    plan: Plan,
+    reference: Iterable[ReferenceStep],
+    *,
+    select: Select = lagged_argmax,
+    decode: Decode | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare an engine with the reference, twice.
+
+    *Teacher-forced*: in every step the engine gets the latents, averages, conditioning and block choice
+    of the reference, so that an error is this step's own. *Free-running*: from the same noise the engine
+    follows its own state and choices, which shows what a user gets.
+
+    Args:
+        engine: Runs the forked graph of ``plan.contract``, on any device.
+        plan: The one the reference follows.
+        reference: Steps of :func:`two_pass_denoise`; an iterator is consumed as it comes, so only one
+            step's averages are in memory.
+        select: Chooses the engine's block in the free run; as given to the reference.
+        decode: Makes pictures of the finished latents; without it none are compared.
+        progress: Told after every step.
+
+    Raises:
+        InputError: If there is no step, or the reference follows another plan.
+    """
+    kept: list[_Kept] = []
+    noise: Rows | None = None
+    steps = []
+    total = 2 * len(plan.steps)
+    for step in reference:
+        if step.plan not in plan.steps[len(kept) : len(kept) + 1]:
+            raise InputError(
+                f"step {step.plan.index} of the reference is not step {len(kept)} of the plan; "
+                "make both with the same make_plan(...)"
+            )
+        noise = step.latents_before if noise is None else noise
+        steps.append(_teacher_forced(engine, plan, step))
+        kept.append(_Kept(conditioning=step.conditioning, mask=step.mask, latents=step.latents))
+        if progress is not None:
+            progress(len(kept), total)
+    if noise is None:
+        raise InputError(
+            "the reference has no step; give a fresh two_pass_denoise(...) or a list of its steps"
+        )
+    free, latents = _free_run(engine, plan, noise, kept, select=select, progress=progress)
+    return Comparison(
+        settings=_settings(engine, plan, noise),
+        precision=plan.contract.precision,
+        blocks=plan.contract.blocks,
+        steps=tuple(steps),
+        free=free,
+        pictures=() if decode is None else _compare_pictures(decode(kept[-1].latents), decode(latents)),
+    )
+
+
+def _teacher_forced(engine: Engine, plan: Plan, step: ReferenceStep) -> StepComparison:
+    images, planned = step.latents.shape[0], step.plan
+    average = step.average_before.to(engine.device, TORCH_DTYPES[plan.contract.state_dtype], copy=True)
+    predictions, state = call_engine(
+        engine,
+        [ImageStep.of(planned)] * images,
+        step.latents_before.to(engine.device),
+        _on(step.conditioning, engine.device),
+        EmaState(
+            average=average,
+            spare=torch.zeros_like(average),
+            delta=step.delta_before.to(engine.device),
+        ),
+        mask=step.mask.to(engine.device),
+        uncond=plan.guidance.rule.uncond,
+    )
+    # The graph measures the first X against zeros; the loop discards that, as there is no older average.
+    delta = torch.zeros_like(state.delta) if planned.starts_average else state.delta
+    return StepComparison(
+        index=planned.index,
+        phase=planned.phase,
+        sigma=planned.sigma,
+        errors=_errors(step, predictions, state.average, delta),
+        reference_delta=_rows(step.delta),
+        engine_delta=_rows(delta),
+        choices=() if planned.phase is Phase.PLAIN else _choices(plan.contract.blocks, step.delta, delta),
+    )
+
+
+def _errors(
+    step: ReferenceStep, predictions: Predictions, average: Tensor, delta: Tensor
+) -> dict[str, TensorError]:
+    """Only what this phase makes the engine answer for."""
+    wanted = step.predictions
+    errors = {}
+    if wanted.uncond is not None and predictions.uncond is not None:
+        errors["uncond"] = _error(wanted.uncond, predictions.uncond)
+    errors["cond"] = _error(wanted.cond, predictions.cond)
+    if step.plan.phase is Phase.GUIDE:
+        errors["perturbed"] = _error(wanted.perturbed, predictions.perturbed)
+    if step.plan.phase is not Phase.PLAIN:
+        errors["ema_state"] = _error(step.average, average)
+        errors["delta"] = _error(step.delta, delta)
+    return errors
+
+
+def _error(reference: Tensor, engine: Tensor) -> TensorError:
+    wanted = reference.float().flatten()
+    got = engine.to(reference.device).float().flatten()
+    error, largest = float((got - wanted).abs().max()), float(wanted.abs().max())
+    norms = float(got.norm()) * float(wanted.norm())
+    if error == 0:
+        return TensorError(max_abs=0.0, relative=0.0, cosine=1.0)
+    return TensorError(
+        max_abs=error,
+        relative=error / largest if largest else float("inf"),
+        cosine=float(got @ wanted) / norms if norms else 0.0,
+    )
+
+
+def _choices(blocks: Sequence[int], reference: Tensor, engine: Tensor) -> tuple[Choice, ...]:
+    choices = []
+    for wanted, got in zip(reference, engine, strict=True):
+        first, second = [*wanted.sort(descending=True).values.tolist(), 0.0][:2]
+        choices.append(
+            Choice(
+                reference=blocks[int(wanted.argmax())],
+                engine=blocks[int(got.argmax())],
+                gap=(first - second) / first if first else 0.0,
+            )
+        )
+    return tuple(choices)
+
+
+def _free_run(
+    engine: Engine,
+    plan: Plan,
+    noise: Rows,
+    kept: Sequence[_Kept],
+    *,
+    select: Select,
+    progress: Progress | None,
+) -> tuple[tuple[FreeStep, ...], Rows]:
+    """The engine's own run, and its latents after the reference's last step.
+
+    The reference's conditioning of each step is replayed, so random annealing is the same on both sides.
+    """
+    conditionings = [_on(step.conditioning, engine.device) for step in kept]
+    own = denoise(
+        engine,
+        plan,
+        noise.to(engine.device),
+        conditionings[0],
+        select=select,
+        anneal=lambda index, _: conditionings[index],
+    )
+    free, latents = [], noise
+    for done, (wanted, got) in enumerate(zip(kept, own, strict=False), start=1):
+        latents = got.latents.to(wanted.latents.device)
+        free.append(
+            FreeStep(
+                index=got.plan.index,
+                phase=got.plan.phase,
+                max_abs=float((latents - wanted.latents).abs().max()),
+                reference_blocks=_perturbed_blocks(plan.contract.blocks, wanted.mask),
+                engine_blocks=_perturbed_blocks(plan.contract.blocks, got.mask),
+            )
+        )
+        if progress is not None:
+            progress(len(kept) + done, 2 * len(plan.steps))
+        if done == len(kept):
+            break  # before asking for a step that the reference does not have
+    return tuple(free), latents
+
+
+def _compare_pictures(reference: Pictures, engine: Pictures) -> tuple[PicturePair, ...]:
+    pairs = []
+    for wanted, got in zip(reference, engine, strict=True):
+        side = min(wanted.shape[:2])
+        if side < 3:
+            raise InputError(f"decode gave pictures of {side} pixels, structural similarity needs at least 3")
+        identical = bool((wanted == got).all())
+        ssim = structural_similarity(
+            wanted, got, channel_axis=2, data_range=255, win_size=min(_SSIM_WINDOW, side - 1 + side % 2)
+        )
+        psnr = float("inf") if identical else float(peak_signal_noise_ratio(wanted, got, data_range=255))
+        pairs.append(PicturePair(reference=wanted, engine=got, psnr=psnr, ssim=float(ssim)))
+    return tuple(pairs)
+
+
+def _settings(engine: Engine, plan: Plan, noise: Rows) -> Mapping[str, str]:
+    contract, guidance, windows = plan.contract, plan.guidance, plan.windows
+    return {
+        "engine": engine.name,
+        "reference": "two full passes per step, diffusers",
+        "variant": contract.variant.value,
+        "renormalisation": contract.renorm.value,
+        "candidate blocks": ", ".join(map(str, contract.blocks)),
+        "precision": f"{contract.precision}, averages {contract.state_dtype}",
+        "guidance": f"{guidance.name}: {guidance.rule.summary}",
+        "scales": f"w = {guidance.scale:g}, s = {guidance.emag_scale:g}",
+        "windows": f"start {windows.start}, delta {windows.delta}, stop {windows.stop} of 250; "
+        f"beta {windows.beta:g}, lambda {windows.strength:g}",
+        "steps": str(len(plan.steps)),
+        "latents": " x ".join(map(str, noise.shape)),
+    }
+
+
+def _on(conditioning: Conditioning, device: torch.device) -> Conditioning:
+    negative, pooled = conditioning.negative_embeds, conditioning.negative_pooled
+    return replace(
+        conditioning,
+        embeds=conditioning.embeds.to(device),
+        pooled=conditioning.pooled.to(device),
+        negative_embeds=None if negative is None else negative.to(device),
+        negative_pooled=None if pooled is None else pooled.to(device),
+    )
+
+
+def _rows(values: Float[Tensor, "images layers"]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in values.tolist())
+
+
+def _perturbed_blocks(blocks: Sequence[int], mask: Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        tuple(block for block, strength in zip(blocks, row, strict=True) if strength > 0)
+        for row in mask.tolist()
+    )

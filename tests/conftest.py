@@ -1,0 +1,111 @@
+"""Shape and type checks for the whole package, and the models and graphs that several files share."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401  the hook below names it; it must be importable by then
+
+install_import_hook("emag_export", "tests.typecheck.check")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from diffusers import SD3Transformer2DModel  # noqa: E402
+from filelock import FileLock  # noqa: E402
+
+from emag_export.contract import DenoiserContract, Renorm, Variant  # noqa: E402
+from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions  # noqa: E402
+from emag_export.exporter.examples import DENOISER_EXAMPLE_SIZES, random_inputs  # noqa: E402
+from emag_export.exporter.fork import ForkedSD3, contract_of  # noqa: E402
+from emag_export.exporter.onnx_export import export_graph  # noqa: E402
+from tests.bundles import (  # noqa: E402, F401  fixtures of several files
+    shared_folder,
+    small_bundle,
+    small_pipeline,
+    tiny_bundle,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+BLOCKS = (1, 2)
+"""Candidate blocks of the small models."""
+
+
+def small_model(*, seed: int = 0, qk_norm: str | None = None, dual: tuple[int, ...] = ()) -> SD3Transformer2DModel:
+    """Three random blocks. Queries and keys are scaled up: flat attention would hide what replacing it does."""
+    torch.manual_seed(seed)
+    model = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=8,
+        pos_embed_max_size=12,
+        qk_norm=qk_norm,
+        dual_attention_layers=dual,
+    ).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith(("to_q.weight", "to_k.weight", "add_q_proj.weight", "add_k_proj.weight")):
+            weight.data *= 6
+        elif weight.ndim > 1:
+            weight.data *= 1.5
+    return model.requires_grad_(False)
+
+
+def golden_fork(variant: Variant, renorm: Renorm = Renorm.ROW) -> ForkedSD3:
+    """The recorded model, forked as in the recordings."""
+    model = SD3Transformer2DModel.from_pretrained(GOLDEN / "mmdit").eval().requires_grad_(False)
+    return ForkedSD3(model, contract_of(model.config, variant=variant, blocks=(6, 7, 8), renorm=renorm)).eval()
+
+
+def small_fork(name: str, variant: Variant = Variant.EMAG_Q) -> ForkedSD3:
+    """``sd3``, or ``sd35``: QK-norm and a second attention in the first two blocks, as SD3.5-medium has."""
+    model = small_model(qk_norm="rms_norm", dual=(0, 1)) if name == "sd35" else small_model()
+    return ForkedSD3(model, contract_of(model.config, variant=variant, blocks=BLOCKS)).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A module and the graph made of it."""
+
+    fork: ForkedSD3
+    contract: DenoiserContract
+    path: Path
+
+    def engine(self) -> OnnxRuntimeEngine:
+        """One thread: the tests themselves run side by side."""
+        return OnnxRuntimeEngine(self.path, self.contract.graph, OrtOptions(threads=1))
+
+
+Exporter = Callable[[str, Variant], Exported]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
+    """``exported(name, variant)``: exported once per session, whichever worker comes first."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "exported"
+    folder.mkdir(exist_ok=True)
+
+    def export(name: str, variant: Variant) -> Exported:
+        fork = golden_fork(variant) if name == "golden" else small_fork(name, variant)
+        spec, path = fork.contract.graph, folder / f"{name}-{variant}" / "model.onnx"
+        with FileLock(folder / f"{name}-{variant}.lock"):
+            if not path.exists():
+                export_graph(fork, spec, random_inputs(spec, DENOISER_EXAMPLE_SIZES), path)
+        return Exported(fork=fork, contract=fork.contract, path=path)
+
+    return export
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads_are_too_many() -> None:
+    """Several workers share few cores; threads that wait for each other only slow these small models."""
+    torch.set_num_threads(1)

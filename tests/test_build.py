@@ -1,0 +1,168 @@
+"""Building: whole or not at all, resumable, reproducible, and every bad input refused before the first write."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from emag_export.bundle import MANIFEST, Bundle
+from emag_export.contract import Variant
+from emag_export.errors import ExportError, InputError, ModelError
+from emag_export.exporter import build as build_module
+from emag_export.exporter.build import BuildOptions, build
+from emag_export.exporter.source import find_source
+from emag_export.exporter.staging import Staging, require_disk_space
+from tests.bundles import silent
+
+
+def test_second_build_is_a_no_op(small_pipeline: Path, small_bundle: Path) -> None:
+    phases: list[str] = []
+    options = BuildOptions(variant=Variant.EMAG, blocks=(1, 2))
+    before = {path: path.stat().st_mtime_ns for path in small_bundle.rglob("*")}
+    build(str(small_pipeline), small_bundle, options, lambda component, phase: phases.append(phase))
+    assert phases == ["hash", "reuse"]
+    assert before == {path: path.stat().st_mtime_ns for path in small_bundle.rglob("*")}
+
+
+def test_interrupted_build_resumes_by_component(
+    small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the VAE, the next run exports the VAE only; nothing at the target until then."""
+    real, out, exported = build_module._export_auxiliary, tmp_path / "b", []
+
+    def dies(source: object, name: str, *rest: object) -> None:
+        if name == "vae_decoder":
+            raise KeyboardInterrupt
+        exported.append(name)
+        real(source, name, *rest)  # type: ignore[arg-type]
+
+    def fake_denoiser(source: object, contract: object, folder: Path, on_progress: object) -> None:
+        (folder / "model.onnx").write_bytes(b"stands for an hour of work")
+
+    monkeypatch.setattr(build_module, "_export_denoiser", fake_denoiser)
+    monkeypatch.setattr(build_module, "_export_auxiliary", dies)
+    options = BuildOptions(blocks=(1,))
+    with pytest.raises(KeyboardInterrupt):
+        build(str(small_pipeline), out, options, silent)
+    assert not out.exists()
+    assert exported == ["text_encoder", "text_encoder_2"]
+
+    monkeypatch.setattr(build_module, "_export_auxiliary", real)
+    events: list[tuple[str, str]] = []
+    build(str(small_pipeline), out, options, lambda component, phase: events.append((component, phase)))
+    assert [component for component, phase in events if phase == "trace"] == ["vae_decoder"]
+    assert ("transformer", "reuse") in events
+    assert [path.name for path in tmp_path.iterdir()] == ["b"], "the partial folder must be gone"
+
+
+def test_part_damaged_between_runs_is_made_again(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "b", "key")
+    staging.part("x", lambda folder: (folder / "f").write_text("one"))
+    (staging.path / "x" / "f").write_text("cut")
+    staging.part("x", lambda folder: (folder / "f").write_text("two"))
+    assert (staging.path / "x" / "f").read_text() == "two"
+
+
+def test_other_options_discard_old_parts(tmp_path: Path) -> None:
+    Staging(tmp_path / "b", "old").part("x", lambda folder: (folder / "f").write_text("old"))
+    assert not Staging(tmp_path / "b", "new").finished("x")
+
+
+def test_full_disk_says_what_to_do_and_keeps_finished_parts(
+    small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build_module, "_export_denoiser", full)
+    with pytest.raises(ExportError, match="disk .* is full; free some space and run the same command again"):
+        build(str(small_pipeline), tmp_path / "b", BuildOptions(blocks=(1,)), silent)
+    assert not (tmp_path / "b").exists()
+
+
+def test_too_little_disk_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="GB free, the bundle needs about"):
+        require_disk_space(tmp_path / "b", 10**18)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        ("no-such-model", BuildOptions(), ModelError, "no known name"),
+        ("tiny-sd3", BuildOptions(blocks=()), InputError, "no candidate block"),
+        ("tiny-sd3", BuildOptions(blocks=(9, 10)), InputError, "blocks 0 to 9"),
+        ("tiny-sd3", BuildOptions(precision="int4"), InputError, "choose float32"),
+    ],
+)
+def test_bad_options_change_nothing_on_disk(
+    model: str, options: BuildOptions, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        build(model, tmp_path / "b", options, silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model_index\.json"):
+        find_source(str(tmp_path))
+
+
+def test_other_architecture_is_refused(small_pipeline: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(small_pipeline, tmp_path / "other")
+    config = copy / "transformer" / "config.json"
+    config.write_text(config.read_text().replace("SD3Transformer2DModel", "FluxTransformer2DModel"))
+    with pytest.raises(ModelError, match="FluxTransformer2DModel; only SD3Transformer2DModel"):
+        find_source(str(copy))
+    index = copy / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusion3Pipeline", "FluxPipeline"))
+    with pytest.raises(ModelError, match="is a FluxPipeline"):
+        find_source(str(copy))
+
+
+def test_truncated_weights_are_named(small_pipeline: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(small_pipeline, tmp_path / "cut")
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="transformer cannot be loaded"):
+        build(str(copy), tmp_path / "b", BuildOptions(blocks=(1,)), silent)
+    assert not (tmp_path / "b").exists()
+
+
+def test_offline_hub_model_explains_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="not in the local cache and the hub cannot be reached"):
+        find_source("sd3")
+
+
+def test_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty.*--overwrite"):
+        build("tiny-sd3", out, BuildOptions(), silent)
+    assert [path.name for path in tmp_path.rglob("*")] == ["b", "precious.txt"]
+
+
+def test_bundle_names_no_local_path(small_bundle: Path) -> None:
+    """Graphs must not tell where they were made; the manifest names the model as the user did."""
+    here = str(Path(__file__).parent.parent).encode()
+    for path in small_bundle.rglob("*"):
+        if path.is_file() and path.name != MANIFEST:
+            content = path.read_bytes()
+            assert here not in content, path
+            assert b"site-packages" not in content, path
+
+
+def test_manifest_describes_every_graph(small_bundle: Path) -> None:
+    bundle = Bundle(small_bundle)
+    assert bundle.components == ["transformer", "text_encoder", "text_encoder_2", "vae_decoder"]
+    assert bundle.contract.variant is Variant.EMAG
+    assert bundle.contract.blocks == (1, 2)
+    manifest = json.loads((small_bundle / MANIFEST).read_text())
+    assert set(manifest["files"]) == {
+        path.relative_to(small_bundle).as_posix()
+        for path in small_bundle.rglob("*")
+        if path.is_file() and path.name != MANIFEST
+    }

@@ -1,0 +1,134 @@
+"""What is exported: reproducible bytes, no traces of this machine, the contract's names, the model's numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from emag_export.contract import GraphSpec, TensorSpec, Variant
+from emag_export.engines.eager import EagerEngine
+from emag_export.errors import ExportError
+from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.exporter.onnx_export import OPSET, export_graph
+from tests.conftest import Exporter, small_fork
+
+GRAPHS = [("sd3", Variant.EMAG_Q), ("sd3", Variant.EMAG), ("sd35", Variant.EMAG_Q)]
+# Other order of float32 sums over three blocks; measured below 1e-5 on values up to 10.
+ROUNDING = {"rtol": 0, "atol": 1e-4}
+
+
+def untouched(fork: Any, feeds: dict[str, Tensor]) -> Tensor:
+    """diffusers' own forward on every branch row, without fork and averages."""
+    rows = feeds["branch_rows"]
+    with torch.inference_mode():
+        sample: Tensor = fork.model(
+            hidden_states=feeds["hidden_states"][rows],
+            timestep=feeds["timestep"][rows],
+            encoder_hidden_states=feeds["encoder_hidden_states"][rows],
+            pooled_projections=feeds["pooled_projections"][rows],
+        ).sample
+    return sample
+
+
+def unguided(spec: GraphSpec, sizes: dict[str, int]) -> dict[str, Tensor]:
+    feeds = random_inputs(spec, sizes, seed=3)
+    return {**feeds, "layer_mask": torch.zeros_like(feeds["layer_mask"])}
+
+
+@pytest.mark.parametrize("sizes", [DENOISER_EXAMPLE_SIZES, *DENOISER_CHECK_SIZES])
+@pytest.mark.parametrize("variant", Variant)
+@pytest.mark.parametrize("name", ["sd3", "sd35"])
+def test_without_a_mask_the_fork_is_diffusers_own_model(
+    name: str, variant: Variant, sizes: dict[str, int]
+) -> None:
+    fork = small_fork(name, variant)
+    feeds = unguided(fork.contract.graph, sizes)
+    got = EagerEngine(fork, fork.contract.graph).run(feeds)["noise_pred"]
+    torch.testing.assert_close(got, untouched(fork, feeds), **ROUNDING)
+
+
+# The sizes hold odd grids (5 x 7, 3 x 8, 8 x 5), other text lengths and one row, none of them the example's.
+@pytest.mark.parametrize("sizes", DENOISER_CHECK_SIZES)
+@pytest.mark.parametrize(("name", "variant"), GRAPHS)
+def test_the_graph_is_right_at_sizes_it_was_not_traced_with(
+    name: str, variant: Variant, sizes: dict[str, int], exported: Exporter
+) -> None:
+    graph = exported(name, variant)
+    feeds = unguided(graph.contract.graph, sizes)
+    guided = random_inputs(graph.contract.graph, sizes, seed=4)
+    with graph.engine() as engine:
+        torch.testing.assert_close(engine.run(feeds)["noise_pred"], untouched(graph.fork, feeds), **ROUNDING)
+        got = engine.run(guided)
+    for output, wanted in EagerEngine(graph.fork, graph.contract.graph).run(guided).items():
+        torch.testing.assert_close(got[output], wanted, **ROUNDING)
+
+
+def test_a_mask_changes_the_prediction_of_tracked_rows_only() -> None:
+    fork = small_fork("sd3")
+    feeds = random_inputs(fork.contract.graph, DENOISER_EXAMPLE_SIZES)
+    engine = EagerEngine(fork, fork.contract.graph)
+    guided = engine.run({**feeds, "layer_mask": torch.ones_like(feeds["layer_mask"])})["noise_pred"]
+    plain = engine.run({**feeds, "layer_mask": torch.zeros_like(feeds["layer_mask"])})["noise_pred"]
+    difference = (guided - plain).abs().flatten(1).amax(dim=1)
+    assert (difference[:-2] < ROUNDING["atol"]).all()
+    assert (difference[-2:] > 10 * ROUNDING["atol"]).all()
+
+
+def test_the_average_starts_holds_and_continues() -> None:
+    fork = small_fork("sd3", Variant.EMAG)
+    feeds = random_inputs(fork.contract.graph, DENOISER_EXAMPLE_SIZES)
+    feeds["layer_mask"].zero_()
+    engine = EagerEngine(fork, fork.contract.graph)
+
+    def after(step: float) -> Tensor:
+        return engine.run({**feeds, "ema_step": torch.full_like(feeds["ema_step"], step)})["ema_state_out"]
+
+    old, live = feeds["ema_state"], after(1.0)
+    torch.testing.assert_close(live.sum(dim=-1), torch.ones(live.shape[:-1]), **ROUNDING)  # softmax rows
+    assert torch.equal(after(0.0), old)
+    torch.testing.assert_close(after(0.25), 0.75 * old + 0.25 * live, **ROUNDING)
+
+
+def test_exporting_twice_gives_the_same_bytes(exported: Exporter, tmp_path: Path) -> None:
+    graph = exported("sd3", Variant.EMAG_Q)
+    fork, again = small_fork("sd3"), tmp_path / "again" / "model.onnx"
+    spec = fork.contract.graph
+    export_graph(fork, spec, random_inputs(spec, DENOISER_EXAMPLE_SIZES), again)
+    files = sorted(path.name for path in graph.path.parent.iterdir())
+    assert files == sorted(path.name for path in again.parent.iterdir())
+    for name in files:
+        assert (graph.path.parent / name).read_bytes() == (again.parent / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("name", "variant"), GRAPHS)
+def test_the_file_says_nothing_of_this_machine(name: str, variant: Variant, exported: Exporter) -> None:
+    content = exported(name, variant).path.read_bytes()
+    for trace in (b"/site-packages", b"site-packages", str(Path.cwd()).encode(), str(Path.home()).encode(), b".py"):
+        assert trace not in content, trace
+
+
+@pytest.mark.parametrize(("name", "variant"), GRAPHS)
+def test_axes_are_named_after_the_contract(name: str, variant: Variant, exported: Exporter) -> None:
+    graph = exported(name, variant)
+    model = onnx.load(str(graph.path), load_external_data=False)
+    assert [(entry.domain, entry.version) for entry in model.opset_import if not entry.domain] == [("", OPSET)]
+    spec = graph.contract.graph
+    for values, tensors in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
+        for value, tensor in zip(values, tensors, strict=True):
+            assert value.name == tensor.name
+            dims = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            assert dims == tensor.dims
+
+
+def test_what_cannot_be_traced_is_an_export_error(tmp_path: Path) -> None:
+    class Branching(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.sum() > 0 else x - 1
+
+    tensor = TensorSpec(name="x", dtype="float32", dims=("rows", 3))
+    spec = GraphSpec(name="branching", inputs=(tensor,), outputs=(tensor,))
+    with pytest.raises(ExportError, match="branching could not be traced"):
+        export_graph(Branching().eval(), spec, {"x": torch.ones(2, 3)}, tmp_path / "model.onnx")

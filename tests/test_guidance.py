@@ -1,0 +1,157 @@
+"""Identities that every guidance must satisfy."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from emag_export.errors import InputError
+from emag_export.runtime.apg import ApgConfig, apg
+from emag_export.runtime.cads import CadsConfig, cads, cads_gamma
+from emag_export.runtime.guidance import GUIDANCES, Guidance, Predictions, cfg, combine, emag
+
+SEEDS = st.integers(0, 2**31)
+SCALES = st.floats(0, 15)
+SIGMAS = st.floats(0.05, 1)
+# Float32 rounding of sums of about ten terms of size up to 50: measured below 3e-5, divided by sigma >= 0.05 below 4e-4.
+ATOL, ATOL_APG = 1e-4, 2e-3
+
+
+def draw(seed: int, count: int, images: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(images, 4, 6, 5, generator=generator) for _ in range(count)]
+
+
+def close(got: Tensor, wanted: Tensor, atol: float = ATOL) -> None:
+    torch.testing.assert_close(got, wanted, rtol=0, atol=atol)
+
+
+@given(SEEDS, SCALES)
+def test_emag_scale_one_is_exactly_the_conditional_and_so_cfg(seed: int, scale: float) -> None:
+    u, c, p, x = draw(seed, 4)
+    close(emag(c, p, 1.0), c)
+    guided, _ = combine(
+        Guidance(scale=scale, emag_scale=1.0), Predictions(uncond=u, cond=c, perturbed=p), x, None, -0.5
+    )
+    close(guided, cfg(u, c, scale), atol=ATOL)
+
+
+@given(SEEDS)
+def test_cfg_scale_one_is_the_conditional_and_zero_the_unconditional(seed: int) -> None:
+    u, c = draw(seed, 2)
+    close(cfg(u, c, 1.0), c)
+    assert torch.equal(cfg(u, c, 0.0), u)
+
+
+@given(SEEDS, SCALES, st.sampled_from([name for name, rule in GUIDANCES.items() if not rule.apg]))
+def test_an_equal_perturbed_prediction_changes_nothing(seed: int, scale: float, name: str) -> None:
+    u, c, x = draw(seed, 3)
+    uncond = u if GUIDANCES[name].uncond else None
+    guidance = Guidance(name=name, scale=scale, emag_scale=3.0)
+    guided, _ = combine(guidance, Predictions(uncond=uncond, cond=c, perturbed=c), x, None, -0.5)
+    assert torch.equal(guided, c if uncond is None else cfg(u, c, scale))
+
+
+@given(SEEDS, SCALES, SIGMAS)
+def test_apg_without_its_three_ideas_is_cfg(seed: int, scale: float, sigma: float) -> None:
+    u, c, x = draw(seed, 3)
+    config = ApgConfig(scale=scale, eta=1.0, norm_threshold=float("inf"), momentum=0.0)
+    guided, _ = apg(x, c, u, torch.zeros_like(x), -sigma, config)
+    close(guided, cfg(u, c, scale), ATOL_APG)
+
+
+@given(SEEDS, SIGMAS)
+def test_apg_moves_orthogonally_to_the_clean_image(seed: int, sigma: float) -> None:
+    u, c, x, m = draw(seed, 4)
+    guided, _ = apg(x, c, u, m, -sigma, ApgConfig(scale=2.0, eta=0.0))
+    clean, moved = x - sigma * c, x - sigma * guided
+    cosine = torch.cosine_similarity((moved - clean).flatten(1), clean.flatten(1))
+    close(cosine, torch.zeros_like(cosine))
+
+
+@given(SEEDS, SIGMAS, st.floats(0.1, 20))
+def test_apg_moves_no_further_than_its_limit(seed: int, sigma: float, limit: float) -> None:
+    u, c, x, m = draw(seed, 4)
+    guided, _ = apg(x, c, u, m, -sigma, ApgConfig(scale=2.0, eta=1.0, norm_threshold=limit))
+    moved = (sigma * (guided - c)).flatten(1).norm(dim=1)
+    assert (moved <= limit * (1 + 1e-4) + ATOL).all()  # rounding, relative and absolute
+
+
+@given(SEEDS)
+def test_apg_momentum_follows_its_recurrence(seed: int) -> None:
+    u, c, x, m = draw(seed, 4)
+    _, after = apg(x, c, u, m, -0.5, ApgConfig(momentum=-0.5))
+    close(after, -0.5 * (c - u) - 0.5 * m)
+
+
+@given(SEEDS)
+def test_apg_keeps_images_apart(seed: int) -> None:
+    u, c, x, m = draw(seed, 4)
+    both, _ = apg(x, c, u, m, -0.5, ApgConfig())
+    alone, _ = apg(x[:1], c[:1], u[:1], m[:1], -0.5, ApgConfig())
+    close(both[:1], alone, ATOL_APG)
+
+
+def test_apg_survives_a_zero_coefficient_and_zero_differences() -> None:
+    zero = torch.zeros(1, 4, 2, 2)
+    guided, _ = apg(zero, zero, zero, zero, 0.0, ApgConfig())
+    assert guided.isfinite().all()
+
+
+@given(SEEDS, st.floats(0, 1))
+def test_cads_keeps_mean_and_deviation_of_each_image(seed: int, gamma: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    embeds = torch.randn(2, 7, 16, generator=generator) * torch.tensor([1.0, 5.0])[:, None, None] + 2
+    noise = torch.randn(2, 7, 16, generator=generator)
+    mixed = cads(embeds, noise, gamma, CadsConfig())
+    close(mixed.mean(dim=(1, 2)), embeds.mean(dim=(1, 2)))
+    close(mixed.std(dim=(1, 2)), embeds.std(dim=(1, 2)))
+    close(mixed[1:], cads(embeds[1:], noise[1:], gamma, CadsConfig()))
+
+
+def test_cads_leaves_the_prompt_alone_at_gamma_one() -> None:
+    embeds = torch.randn(1, 3, 4)
+    assert cads(embeds, torch.randn(1, 3, 4), 1.0, CadsConfig()) is embeds
+
+
+@given(st.integers(1, 100))
+def test_cads_anneals_from_none_to_all(steps: int) -> None:
+    config = CadsConfig()
+    gammas = [cads_gamma(index, steps, config) for index in range(steps)]
+    assert gammas[0] == 0.0
+    assert gammas == sorted(gammas)
+    assert all(gamma == 1 for index, gamma in enumerate(gammas) if 1 - index / steps <= config.tau1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: Guidance(scale=value),
+        lambda value: Guidance(emag_scale=value),
+        lambda value: ApgConfig(scale=value),
+        lambda value: ApgConfig(eta=value),
+        lambda value: ApgConfig(momentum=value),
+        lambda value: CadsConfig(noise_scale=value),
+    ],
+)
+def test_scales_that_are_no_numbers_are_refused(make: Callable[[float], object], value: float) -> None:
+    with pytest.raises(InputError, match="give a finite number"):
+        make(value)
+
+
+def test_other_settings_are_refused_with_what_they_may_be() -> None:
+    with pytest.raises(InputError, match="no guidance 'emga'; choose from cfg, emag, "):
+        Guidance(name="emga")
+    with pytest.raises(InputError, match="norm threshold is -1.0"):
+        ApgConfig(norm_threshold=-1.0)
+    with pytest.raises(InputError, match="norm threshold is nan"):
+        ApgConfig(norm_threshold=float("nan"))
+    with pytest.raises(InputError, match="mixing is 2.0"):
+        CadsConfig(mixing=2.0)
+    for tau1, tau2 in ((0.6, 0.6), (-0.1, 0.5), (float("nan"), 1.0), (0.5, float("nan"))):
+        with pytest.raises(InputError, match="tau1"):
+            CadsConfig(tau1=tau1, tau2=tau2)

@@ -1,0 +1,53 @@
+"""Importing is free, serving needs no model code, and every public name exists."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import emag_export
+
+OPTIONAL = ("tensorrt", "tensorrt_rtx", "ray", "polygraphy", "accelerate", "optimum", "sentencepiece")
+
+
+def loaded_after(code: str) -> set[str]:
+    """Modules that a fresh interpreter holds after running ``code``."""
+    script = f"{code}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    return set(done.stdout.split())
+
+
+def modules(*packages: str) -> list[str]:
+    return [
+        module.name
+        for module in pkgutil.walk_packages(emag_export.__path__, "emag_export.")
+        if not packages or module.name.startswith(packages)
+    ]
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    loaded = loaded_after("import emag_export, emag_export.contract, emag_export.bundle, emag_export.errors")
+    assert not loaded & {"torch", "numpy", "diffusers", "transformers", "onnx", "onnxruntime"}
+
+
+def test_serving_loads_no_model_code() -> None:
+    serving = modules("emag_export.runtime", "emag_export.engines")
+    assert "emag_export.runtime.loop" in serving
+    loaded = loaded_after(
+        f"import {', '.join(serving)}\n"
+        "from emag_export.runtime.schedule import flow_match_schedule\n"
+        "flow_match_schedule({'shift': 3.0}, 4, 64)"
+    )
+    assert not [name for name in loaded if name.startswith(("diffusers.models", "diffusers.pipelines"))]
+    assert not loaded & {"onnxruntime", "onnxscript", "emag_export.exporter", *OPTIONAL}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_public_names_exist(name: str) -> None:
+    module = importlib.import_module(name)
+    public = getattr(module, "__all__", [])
+    assert len(set(public)) == len(public)
+    for attribute in public:
+        assert hasattr(module, attribute), attribute

@@ -1,0 +1,114 @@
+"""Windows, phases and what a run costs."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emag_export.errors import InputError
+from emag_export.runtime.guidance import GUIDANCES, Guidance
+from emag_export.runtime.plan import EmagWindows, Phase, Plan, cost_of, make_plan, window_index
+from emag_export.runtime.schedule import Schedule
+from tests.test_contract import SD3
+
+
+def schedule(steps: int) -> Schedule:
+    sigmas = tuple(1 - index / steps for index in range(steps + 1))
+    return Schedule(sigmas=sigmas, timesteps=tuple(1000 * sigma for sigma in sigmas[:-1]))
+
+
+def plan(steps: int = 28, guidance: str = "emag", windows: EmagWindows | None = None) -> Plan:
+    return make_plan(SD3, schedule(steps), Guidance(name=guidance), windows)
+
+
+WINDOWS = st.builds(
+    EmagWindows,
+    beta=st.floats(0, 1),
+    start=st.integers(-20, 300),
+    delta=st.integers(0, 300),
+    stop=st.integers(-20, 300),
+)
+
+
+def test_28_steps_accumulate_in_23_and_perturb_in_5_to_22() -> None:
+    phases = [step.phase for step in plan().steps]
+    assert [index for index, phase in enumerate(phases) if phase is not Phase.PLAIN] == list(range(23))
+    assert [index for index, phase in enumerate(phases) if phase is Phase.GUIDE] == list(range(5, 23))
+
+
+@given(WINDOWS, st.integers(1, 300))
+def test_windows_are_those_of_the_specification(windows: EmagWindows, steps: int) -> None:
+    # The specification's own sentence, step by step, with r counting down.
+    def k(x: int) -> int:
+        return min(max(round(x * (steps - 1) / 250), 0), steps - 1)
+
+    for index, phase in enumerate(windows.phases(steps)):
+        r = steps - 1 - index
+        accumulate = k(windows.stop) <= r <= k(windows.start)
+        perturb = k(windows.stop) <= r <= k(windows.start) - k(windows.delta)
+        assert (phase is not Phase.PLAIN) == accumulate
+        assert (phase is Phase.GUIDE) == (perturb and accumulate)
+
+
+def test_halves_round_to_even_as_in_python() -> None:
+    assert [window_index(x, 126) for x in (1, 3, 5)] == [0, 2, 2]  # 0.5, 1.5, 2.5 steps
+
+
+@given(WINDOWS, st.integers(1, 120), st.sampled_from(sorted(GUIDANCES)))
+def test_averages_start_once_and_hold_when_plain(windows: EmagWindows, steps: int, guidance: str) -> None:
+    planned = plan(steps, guidance, windows).steps
+    tracking = [step for step in planned if step.phase is not Phase.PLAIN]
+    assert [step.starts_average for step in tracking] == [True, *[False] * (len(tracking) - 1)][: len(tracking)]
+    assert [step.ema_step for step in tracking] == [1.0, *[1 - windows.beta] * (len(tracking) - 1)][: len(tracking)]
+    assert not any(step.starts_average or step.ema_step for step in planned if step.phase is Phase.PLAIN)
+    if not GUIDANCES[guidance].perturbed:
+        assert not tracking
+
+
+@given(st.integers(1, 60))
+def test_steps_walk_down_the_schedule(steps: int) -> None:
+    planned = plan(steps).steps
+    assert [step.index for step in planned] == list(range(steps))
+    assert planned[-1].sigma + planned[-1].sigma_step == pytest.approx(0, abs=1e-6)  # float32 differences
+    assert all(step.sigma_step < 0 for step in planned)
+
+
+def test_sd3_costs_1668_row_blocks_where_cfg_costs_1344() -> None:
+    cost = plan().cost
+    assert (cost.planned, cost.cfg, cost.two_pass) == (1668, 1344, 2688)
+    assert cost.relative_to_cfg == pytest.approx(1.241, abs=5e-4)
+    assert cost.relative_to_two_pass == 1668 / 2688
+    assert plan(guidance="cfg").cost.planned == 1344
+
+
+def test_dit_costs_14816_row_blocks_where_cfg_costs_14000() -> None:
+    dit = replace(SD3, num_blocks=28, blocks=(12, 13, 14))
+    phases = [Phase.GUIDE] * 51 + [Phase.PLAIN] * 199
+    cost = cost_of(dit, phases, GUIDANCES["emag"])
+    assert (cost.planned, cost.cfg) == (14816, 14000)
+    assert cost.relative_to_cfg == pytest.approx(1.058, abs=5e-4)
+
+
+@given(WINDOWS, st.integers(1, 60), st.sampled_from(sorted(GUIDANCES)))
+def test_cost_counts_the_rows_of_every_step(windows: EmagWindows, steps: int, guidance: str) -> None:
+    made = plan(steps, guidance, windows)
+    counted = 0
+    for step in made.steps:
+        trunk, branch = made.rows(step.phase)
+        counted += trunk * SD3.fork + branch * (SD3.num_blocks - SD3.fork)
+    assert made.cost.planned == counted
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("beta", 1.5, "beta is 1.5; it must lie between"),
+        ("beta", float("nan"), "beta is nan"),
+        ("strength", -0.1, "strength is -0.1"),
+        ("delta", -1, "delta is -1; perturbation cannot begin before"),
+    ],
+)
+def test_bad_windows_are_refused(option: str, value: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        EmagWindows(**{option: value})  # type: ignore[arg-type]
