@@ -7,7 +7,7 @@ provenance and the SHA-256 of every file; a file that does not match is refused,
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,7 @@ class Bundle:
         """
         if variant is not None and variant is not self.contract.variant:
             raise InputError(
-                f"{self.path} holds the variant {self.contract.variant}, {variant} was asked for; build it with: "
-                f"emag-export build --model {self.provenance.model} --variant {variant} -o {self.path}-{variant}"
+                f"{self.path} holds the variant {self.contract.variant}, {variant} was asked for; "
+                f"build it with: emag-export build --model {self.provenance.model} --variant {variant} "
+                f"-o {self.path}-{variant}"
             )

@@ -210,8 +210,8 @@ class DenoiserContract:
         version = data.get("version")
         if not isinstance(version, int) or version > CONTRACT_VERSION:
             raise BundleError(
-                f"the bundle has contract version {version}, this emag-export reads up to {CONTRACT_VERSION}; "
-                "upgrade emag-export, or rebuild the bundle with this one"
+                f"the bundle has contract version {version}, this emag-export reads up to "
+                f"{CONTRACT_VERSION}; upgrade emag-export, or rebuild the bundle with this one"
             )
         try:
             return cls(

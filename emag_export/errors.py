@@ -24,7 +24,7 @@ class EmagError(Exception):
     exit_code: int = 1
 
 
-class ComparisonFailed(EmagError):
+class ComparisonFailed(EmagError):  # noqa: N818  an outcome, not a defect
     """A comparison ran to its end and a figure lies above its threshold."""
 
     exit_code = 1

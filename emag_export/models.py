@@ -105,4 +105,6 @@ def sampling_defaults(model: str, *, blocks: int, sample_pixels: int) -> Samplin
     if model in KNOWN_MODELS:
         return KNOWN_MODELS[model].defaults
     first, last = blocks // 4, blocks // 3
-    return SamplingDefaults(height=sample_pixels, width=sample_pixels, emag_layers=tuple(range(first, last + 1)))
+    return SamplingDefaults(
+        height=sample_pixels, width=sample_pixels, emag_layers=tuple(range(first, last + 1))
+    )

@@ -75,7 +75,8 @@ def check_feeds(spec: GraphSpec, feeds: Mapping[str, Tensor], device: torch.devi
             )
         if fed.device.type != device.type:
             raise ContractError(
-                f"{tensor.name} lies on {fed.device}, this engine runs on {device}; move it with .to('{device}')"
+                f"{tensor.name} lies on {fed.device}, this engine runs on {device}; "
+                f"move it with .to('{device}')"
             )
     return sizes
 

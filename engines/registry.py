@@ -27,4 +27,6 @@ def open_backend(name: str, *, device: str = "cpu", threads: int = 0) -> Callabl
     if name not in BACKENDS:
         raise InputError(f"there is no backend {name!r}; choose {', '.join(BACKENDS)}")
     options = OrtOptions(device=device, threads=threads)
-    return lambda bundle, component: OnnxRuntimeEngine(bundle.graph(component), bundle.spec(component), options)
+    return lambda bundle, component: OnnxRuntimeEngine(
+        bundle.graph(component), bundle.spec(component), options
+    )

@@ -28,7 +28,9 @@ def save_gallery(
     figure = Figure(
         figsize=((len(columns) + 1.1) * _CELL_INCHES, len(rows) * _CELL_INCHES + 0.4), layout="constrained"
     )
-    axes = figure.subplots(len(rows), len(columns) + 1, squeeze=False, width_ratios=[1.1] + [1] * len(columns))
+    axes = figure.subplots(
+        len(rows), len(columns) + 1, squeeze=False, width_ratios=[1.1] + [1] * len(columns)
+    )
     for row, label in zip(axes, rows, strict=True):
         for axis in row:
             axis.axis("off")

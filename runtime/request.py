@@ -85,7 +85,9 @@ class GenerationRequest:
                 below, above = max(cell, size // cell * cell), max(cell, (size // cell + 1) * cell)
                 raise InputError(f"{name} {size} is no multiple of {cell}; take {below} or {above}")
             if size > limit:
-                raise InputError(f"{name} {size} is more than this model's positional embedding covers: {limit}")
+                raise InputError(
+                    f"{name} {size} is more than this model's positional embedding covers: {limit}"
+                )
         return self.height // cell, self.width // cell
 
 

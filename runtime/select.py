@@ -35,8 +35,8 @@ def always(blocks: Sequence[int], candidates: Sequence[int]) -> Select:
     """
     if unknown := [block for block in blocks if block not in candidates]:
         raise InputError(
-            f"block {unknown[0]} is no candidate of this bundle, which has {', '.join(map(str, candidates))}; "
-            "choose among them, or build with --emag-layers"
+            f"block {unknown[0]} is no candidate of this bundle, "
+            f"which has {', '.join(map(str, candidates))}; choose among them, or build with --emag-layers"
         )
     mask = torch.tensor([float(candidate in blocks) for candidate in candidates])
     return lambda index, delta: mask.to(delta).expand_as(delta)

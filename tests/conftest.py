@@ -33,8 +33,10 @@ BLOCKS = (1, 2)
 """Candidate blocks of the small models."""
 
 
-def small_model(*, seed: int = 0, qk_norm: str | None = None, dual: tuple[int, ...] = ()) -> SD3Transformer2DModel:
-    """Three random blocks. Queries and keys are scaled up: flat attention would hide what replacing it does."""
+def small_model(
+    *, seed: int = 0, qk_norm: str | None = None, dual: tuple[int, ...] = ()
+) -> SD3Transformer2DModel:
+    """Three random blocks, queries and keys scaled up: flat attention would hide what replacing it does."""
     torch.manual_seed(seed)
     model = SD3Transformer2DModel(
         sample_size=16,
@@ -62,7 +64,9 @@ def small_model(*, seed: int = 0, qk_norm: str | None = None, dual: tuple[int, .
 def golden_fork(variant: Variant, renorm: Renorm = Renorm.ROW) -> ForkedSD3:
     """The recorded model, forked as in the recordings."""
     model = SD3Transformer2DModel.from_pretrained(GOLDEN / "mmdit").eval().requires_grad_(False)
-    return ForkedSD3(model, contract_of(model.config, variant=variant, blocks=(6, 7, 8), renorm=renorm)).eval()
+    return ForkedSD3(
+        model, contract_of(model.config, variant=variant, blocks=(6, 7, 8), renorm=renorm)
+    ).eval()
 
 
 def small_fork(name: str, variant: Variant = Variant.EMAG_Q) -> ForkedSD3:

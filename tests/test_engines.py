@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,11 @@ def test_inputs_need_not_be_contiguous(engine: Engine, feeds: dict[str, Tensor])
         ("timestep", torch.zeros(2, 1), r"timestep has shape \[2, 1\], expected 1 dimensions"),
         ("hidden_states", torch.zeros(2, 4, 7, 16), "hidden_states has size 7 along axis 2.* multiple of 2"),
         ("layer_mask", torch.zeros(1, 3), "layer_mask has size 3 along axis 1, expected 2 as exported"),
-        ("timestep", torch.zeros(2, device="meta"), "timestep lies on meta, .* runs on cpu; move it with .to("),
+        (
+            "timestep",
+            torch.zeros(2, device="meta"),
+            "timestep lies on meta, .* runs on cpu; move it with .to(",
+        ),
     ],
 )
 def test_wrong_inputs_are_refused(
@@ -103,14 +108,26 @@ def test_wrong_inputs_are_refused(
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("ema_state_out", lambda tensor: tensor[..., :-1].contiguous(), "buffer for ema_state_out is .* contiguous"),
-        ("ema_state_out", lambda tensor: tensor.half(), "float16, this call writes .* float32"),
-        ("ema_state_out", lambda tensor: tensor.transpose(-1, -2).contiguous().transpose(-1, -2), "contiguous"),
+        (
+            "ema_state_out",
+            lambda tensor: tensor[..., :-1].contiguous(),
+            "buffer for ema_state_out is .* contiguous",
+        ),
+        (
+            "ema_state_out",
+            lambda tensor: tensor.half(),
+            r"float16, this call writes contiguous .* torch\.float32",
+        ),
+        (
+            "ema_state_out",
+            lambda tensor: tensor.transpose(-1, -2).contiguous().transpose(-1, -2),
+            "contiguous",
+        ),
         ("ema_state", lambda tensor: tensor, "transformer has no output ema_state; it gives noise_pred"),
     ],
 )
 def test_wrong_buffers_are_refused(
-    engine: Engine, feeds: dict[str, Tensor], name: str, change: torch.types.Any, message: str
+    engine: Engine, feeds: dict[str, Tensor], name: str, change: Any, message: str
 ) -> None:
     buffer = change(torch.zeros_like(feeds["ema_state"]))
     with pytest.raises(ContractError, match=message):

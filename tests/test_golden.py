@@ -38,7 +38,7 @@ def test_onnxruntime_follows_the_recording(case: GoldenCase, exported: Exporter)
         assert replay(case, engine, graph.contract).error <= case.tolerance
 
 
-# Only cases with a single row: with more, the released code averages Delta over rows that are not this image's.
+# One row only: with more, the released code averages Delta over rows that are not this image's.
 @pytest.mark.parametrize("name", ["query-emag-only", "map-emag-only-wide", "map-imgtxt"])
 def test_our_own_choice_of_blocks_is_the_recorded_one(name: str) -> None:
     case = GoldenCase.load(GOLDEN / f"{name}.npz")

@@ -15,7 +15,9 @@ OPTIONAL = ("tensorrt", "tensorrt_rtx", "ray", "polygraphy", "accelerate", "opti
 def loaded_after(code: str) -> set[str]:
     """Modules that a fresh interpreter holds after running ``code``."""
     script = f"{code}\nimport sys\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
     return set(done.stdout.split())
 
 

@@ -59,8 +59,12 @@ def test_halves_round_to_even_as_in_python() -> None:
 def test_averages_start_once_and_hold_when_plain(windows: EmagWindows, steps: int, guidance: str) -> None:
     planned = plan(steps, guidance, windows).steps
     tracking = [step for step in planned if step.phase is not Phase.PLAIN]
-    assert [step.starts_average for step in tracking] == [True, *[False] * (len(tracking) - 1)][: len(tracking)]
-    assert [step.ema_step for step in tracking] == [1.0, *[1 - windows.beta] * (len(tracking) - 1)][: len(tracking)]
+    assert [step.starts_average for step in tracking] == [True, *[False] * (len(tracking) - 1)][
+        : len(tracking)
+    ]
+    assert [step.ema_step for step in tracking] == [1.0, *[1 - windows.beta] * (len(tracking) - 1)][
+        : len(tracking)
+    ]
     assert not any(step.starts_average or step.ema_step for step in planned if step.phase is Phase.PLAIN)
     if not GUIDANCES[guidance].perturbed:
         assert not tracking

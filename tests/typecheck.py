@@ -18,8 +18,8 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """beartype, with two exceptions.
 
     While a module is being traced nothing is checked: sizes are symbols then, and comparing two of them would
-    put a guard into the graph. A method that returns ``Self`` stays as it is: jaxtyping decorates methods one by one,
-    and beartype understands ``Self`` only where it decorates the class.
+    put a guard into the graph. A method that returns ``Self`` stays as it is: jaxtyping decorates methods
+    one by one, and beartype understands ``Self`` only where it decorates the class.
     """
     try:
         checked: Callable[..., Any] = _checked(function)

@@ -36,7 +36,7 @@ class Tracking:
 
     rows: Int[Tensor, " tracked"]
     """Which rows are tracked: the last ones, ascending."""
-    average: Float[Tensor, "tracked *state"]
+    average: Float[Tensor, " tracked *state"]
     step: Float[Tensor, " tracked"]
     """a in E + a (X - E): 1 starts an average, 1 - beta continues it, 0 holds it."""
     strength: Float[Tensor, " tracked"]
@@ -48,7 +48,7 @@ class EmaAttention:
     """Result of one candidate block's attention."""
 
     hidden: Float[Tensor, "rows heads keys head_dim"]
-    average: Float[Tensor, "tracked *state"]
+    average: Float[Tensor, " tracked *state"]
     delta: Float[Tensor, " tracked"]
     """mean |E_old - X| per tracked row."""
 

@@ -29,7 +29,7 @@ from emag_export.shapes import Sizes
 __all__ = ["BuildOptions", "BuildProgress", "build"]
 
 BuildProgress = Callable[[str, str], None]
-"""Called with (component, phase) when a phase begins; phases are reuse, load, trace, verify, copy, hash, done."""
+"""Called with (component, phase) when a phase begins: reuse, load, trace, verify, copy, hash, done."""
 
 _COPIED = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
 _VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript")

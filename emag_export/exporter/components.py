@@ -13,7 +13,7 @@ from emag_export.errors import ModelError
 from emag_export.exporter.source import SourceModel
 from emag_export.shapes import Sizes
 
-__all__ = ["AUXILIARY", "Auxiliary", "load_weights", "load_transformer"]
+__all__ = ["AUXILIARY", "Auxiliary", "load_transformer", "load_weights"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -43,7 +43,7 @@ class _T5Encoder(nn.Module):
 class _VaeDecoder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, latent_sample: Tensor) -> Tensor:
         sample: Tensor = self.model.decode(latent_sample, return_dict=False)[0]
@@ -91,7 +91,9 @@ def _vae_spec(name: str, config: Mapping[str, Any], dtype: str) -> GraphSpec:
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     return GraphSpec(
         name=name,
-        inputs=(TensorSpec(name="latent_sample", dtype=dtype, dims=("rows", config["latent_channels"], "h", "w")),),
+        inputs=(
+            TensorSpec(name="latent_sample", dtype=dtype, dims=("rows", config["latent_channels"], "h", "w")),
+        ),
         outputs=(
             TensorSpec(
                 name="sample",
@@ -138,7 +140,9 @@ AUXILIARY: Mapping[str, Auxiliary] = MappingProxyType(
 """Components besides the denoiser, by folder name in the bundle."""
 
 
-def load_weights(source: SourceModel, folder: str, library: str, model_class: str, precision: str) -> nn.Module:
+def load_weights(
+    source: SourceModel, folder: str, library: str, model_class: str, precision: str
+) -> nn.Module:
     """Load one component, in eval mode, from safetensors only.
 
     Raises:

@@ -26,7 +26,9 @@ def source_of(bundle: Bundle, model: str | None = None) -> SourceModel:
     try:
         source = find_source(model or provenance.model, revision=provenance.revision)
     except ModelError as error:
-        raise ModelError(f"the source model is needed: {error}; if it has moved, give --reference PATH") from error
+        raise ModelError(
+            f"the source model is needed: {error}; if it has moved, give --reference PATH"
+        ) from error
     if source.fingerprint() != provenance.fingerprint:
         raise ModelError(
             f"{source.path} is not what {bundle.path} was made from: its files differ; "

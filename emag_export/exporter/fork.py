@@ -150,12 +150,13 @@ def patch_embed(embed: PatchEmbed, latents: Tensor, grid: tuple[int, int]) -> Te
         positions = torch.arange(size, device=latents.device)
         start = torch.div(side - positions.new_full((), size), 2, rounding_mode="floor")
         table = table.index_select(axis, positions + start)
-    return tokens + table.flatten(0, 1).to(tokens.dtype)
+    positioned: Tensor = tokens + table.flatten(0, 1).to(tokens.dtype)
+    return positioned
 
 
 def _unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     height, width = grid
-    cells = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (height, width))
+    cells: Tensor = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (height, width))
     return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
@@ -204,7 +205,7 @@ def _joint_block(
 
 def _joint_heads(attn: Attention, hidden: Tensor, text: Tensor) -> JointHeads:
     def split(projected: Tensor, norm: nn.Module | None) -> Tensor:
-        heads = projected.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        heads: Tensor = projected.unflatten(2, (attn.heads, -1)).transpose(1, 2)
         return heads if norm is None else norm(heads)
 
     def joint(image: Tensor, text: Tensor) -> Tensor:

@@ -150,5 +150,5 @@ def _check(path: Path, spec: GraphSpec) -> None:
 
 def _dtype(value: onnx.ValueInfoProto) -> str:
     names = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT64": "int64"}
-    name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    name = str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type))
     return names.get(name, name)

@@ -71,8 +71,8 @@ def find_source(model: str, *, revision: str | None = None) -> SourceModel:
     hub_id = known.source if known is not None else model
     if known is None and (not _HUB_ID.fullmatch(model) or model.startswith((".", "/"))):
         raise ModelError(
-            f"there is no model {model!r}: it is no known name ({', '.join(KNOWN_MODELS)}), no folder on this "
-            "disk and no hub id (owner/name)"
+            f"there is no model {model!r}: it is no known name ({', '.join(KNOWN_MODELS)}), no folder "
+            "on this disk and no hub id (owner/name)"
         )
     path = _download(hub_id, revision)
     return _check(SourceModel(name=model, path=path, revision=path.name, index={}))
@@ -100,12 +100,13 @@ def _download(hub_id: str, revision: str | None) -> Path:
         raise ModelError(f"{hub_id} has no revision {revision!r}; see {page}/tree/main") from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"there is no model {hub_id} on the hub, or it is private: check {page}, or log in with: hf auth login"
+            f"there is no model {hub_id} on the hub, or it is private: check {page}, "
+            "or log in with: hf auth login"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"{hub_id} is not in the local cache and the hub cannot be reached: check the network and HF_HUB_OFFLINE, "
-            "or give --model a folder that diffusers saved"
+            f"{hub_id} is not in the local cache and the hub cannot be reached: "
+            "check the network and HF_HUB_OFFLINE, or give --model a folder that diffusers saved"
         ) from error
 
 

@@ -22,7 +22,9 @@ onnxruntime's CPU provider computes in float32 between casts where PyTorch round
 axes or wrong crops show as errors of order one. Bfloat16 does not run on onnxruntime's CPU provider."""
 
 
-def verify_graph(module: nn.Module, spec: GraphSpec, graph: Path, sizes: Iterable[Sizes], precision: str) -> float:
+def verify_graph(
+    module: nn.Module, spec: GraphSpec, graph: Path, sizes: Iterable[Sizes], precision: str
+) -> float:
     """Largest relative error of any output at any of the sizes.
 
     Args:
