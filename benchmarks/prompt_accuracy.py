@@ -93,7 +93,7 @@ def _pictures(
 
 
 def _report(rows: list[dict[str, Any]], prompts: int, output: Path) -> None:
-    attributes = [name for name in rows[0]["accuracy"]]
+    attributes = list(rows[0]["accuracy"])
     grid = table("variant", "guidance", ">× CFG", ">s/picture", *(f">{name} %" for name in attributes))
     for row in rows:
         grid.add_row(

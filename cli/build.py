@@ -14,14 +14,20 @@ _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @click.command("build")
-@click.option("--model", required=True, help="Known name (see: emag-export models), diffusers folder, or hub id.")
+@click.option(
+    "--model", required=True, help="Known name (see: emag-export models), diffusers folder, or hub id."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
 @variant_option("Which quantity is averaged.", default=str(Variant.EMAG_Q))
 @renorm_option
-@click.option("--emag-layers", "blocks", type=Blocks(), help="Candidate blocks, 6-8 or 6,7,8; default: the model's.")
+@click.option(
+    "--emag-layers", "blocks", type=Blocks(), help="Candidate blocks, 6-8 or 6,7,8; default: the model's."
+)
 @click.option("--precision", type=click.Choice(list(_PRECISIONS)), default="fp32", show_default=True)
 @click.option("--revision", help="Branch, tag or commit of a hub model.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in the folder, once the new bundle is whole.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace what is in the folder, once the new bundle is whole."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for scripts.")
 def command(
     model: str,

@@ -63,7 +63,9 @@ def command(bundle: Path, model: str | None, report: Path | None, as_json: bool,
         for file in files:
             out.print(str(file), markup=False)
     if not comparison.passed:
-        raise ComparisonFailed(f"{len(comparison.failures())} figures above threshold: {comparison.failures()[0]}")
+        raise ComparisonFailed(
+            f"{len(comparison.failures())} figures above threshold: {comparison.failures()[0]}"
+        )
 
 
 def run_comparison(
@@ -102,7 +104,10 @@ def _print(comparison: "Comparison") -> None:
         for name, error in step.errors.items()
         if name in ("uncond", "cond", "perturbed")
     )
-    out.print(f"teacher-forced: largest velocity error {velocities:.1e}; {sum(choices)} of {len(choices)} choices agree")
+    out.print(
+        f"teacher-forced: largest velocity error {velocities:.1e}; "
+        f"{sum(choices)} of {len(choices)} choices agree"
+    )
     out.print(f"free-running: latents differ by {comparison.free[-1].max_abs:.1e} after the last step")
     for pair in comparison.pictures:
         out.print(f"picture: PSNR {pair.psnr:.1f} dB, SSIM {pair.ssim:.5f}")

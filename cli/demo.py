@@ -72,7 +72,8 @@ def _requests(bundle: Bundle, guidance: str) -> list[GenerationRequest]:
     base = default_request(bundle, "-")
     chosen: Guidance = replace(base.guidance, name=guidance)
     return [
-        replace(base, prompt=prompt, seed=seed, guidance=chosen) for seed, prompt in enumerate(_PROMPTS, start=1)
+        replace(base, prompt=prompt, seed=seed, guidance=chosen)
+        for seed, prompt in enumerate(_PROMPTS, start=1)
     ]
 
 

@@ -25,46 +25,54 @@ _PACKAGES = {
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def command(as_json: bool) -> None:
     """Show what this machine can run and what to install."""
-    facts = _facts()
+    checks, runs = _checks(), _abilities()
     if as_json:
-        print_json(facts)
+        print_json({"checks": checks, "runs": runs})
         return
     grid = table("check", "found", "remedy")
-    for check, found, remedy in facts["checks"]:
-        grid.add_row(check, found or "[red]missing[/]", "" if found else remedy)
+    for check in checks:
+        found = check["found"]
+        grid.add_row(check["check"], found or "[red]missing[/]", "" if found else check["remedy"])
     out.print(grid)
-    for ability in facts["runs"]:
+    for ability in runs:
         out.print(f"can run: {ability}", style="green")
 
 
-def _facts() -> dict[str, list[list[str]] | list[str]]:
-    checks = [
-        ["Python", platform.python_version(), ""],
-        ["cores", str(os.cpu_count()), ""],
-        ["free disk here", f"{shutil.disk_usage('.').free / 1e9:.0f} GB", ""],
-        *([name, _version(name), remedy] for name, remedy in _PACKAGES.items()),
+def _checks() -> list[dict[str, str]]:
+    facts = [
+        ("Python", platform.python_version(), ""),
+        ("cores", str(os.cpu_count()), ""),
+        ("free disk here", f"{shutil.disk_usage('.').free / 1e9:.0f} GB", ""),
+        ("NVIDIA GPU", _gpu(), ""),
+        *((name, _version(name), remedy) for name, remedy in _PACKAGES.items()),
     ]
+    return [{"check": check, "found": found, "remedy": remedy} for check, found, remedy in facts]
+
+
+def _abilities() -> list[str]:
     runs = []
     if _version("onnxruntime"):
         from emag_export.engines.ort import available_providers
 
-        providers = available_providers()
         runs.append("onnxruntime on the CPU")
-        if "CUDAExecutionProvider" in providers:
+        if "CUDAExecutionProvider" in available_providers():
             runs.append("onnxruntime on NVIDIA GPUs (--device cuda)")
     if _version("torch"):
-        import torch
-
         runs.append("PyTorch eager, as reference")
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        checks.append(["NVIDIA GPU", gpu or "none", ""])
-    return {"checks": checks, "runs": runs}
+    return runs
+
+
+def _gpu() -> str:
+    if not _version("torch"):
+        return "unknown without torch"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none that PyTorch sees"
 
 
 def _version(package: str) -> str:
+    """Installed version, empty if absent; onnxruntime comes under two names."""
     try:
         return version(package)
     except PackageNotFoundError:
-        if package == "onnxruntime":
-            return _version("onnxruntime-gpu")
-        return ""
+        return _version("onnxruntime-gpu") if package == "onnxruntime" else ""

@@ -31,12 +31,20 @@ __all__ = ["command", "generate_all"]
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; repeatable.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="One prompt per line.")
 @click.option("--negative-prompt", help="What to stay away from.")
-@click.option("--seed", type=int, help="Of the first picture of each prompt; the next ones count up. Default 0.")
+@click.option(
+    "--seed", type=int, help="Of the first picture of each prompt; the next ones count up. Default 0."
+)
 @click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="Pictures per prompt.")
-@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Pictures per engine call.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="PNG file, or folder for several.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Pictures per engine call."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="PNG file, or folder for several."
+)
 @click.option("--overwrite", is_flag=True, help="Replace pictures that were made from other parameters.")
-@click.option("--like", type=click.Path(path_type=Path), help="Take all parameters from this PNG; options change them.")
+@click.option(
+    "--like", type=click.Path(path_type=Path), help="Take all parameters from this PNG; options change them."
+)
 @variant_option("Refuse a bundle of another variant.")
 @sampling_options
 @engine_options
@@ -119,7 +127,9 @@ def _unfinished(
     if output.is_dir() and not overwrite:
         expected = set(paths)
         if foreign := [path for path in sorted(output.iterdir()) if path not in expected]:
-            raise InputError(f"{output} is not empty ({foreign[0].name}); give another folder, or add --overwrite")
+            raise InputError(
+                f"{output} is not empty ({foreign[0].name}); give another folder, or add --overwrite"
+            )
     todo = []
     for index, (path, request) in enumerate(zip(paths, requests, strict=True)):
         if not path.exists():
@@ -132,7 +142,9 @@ def _unfinished(
             same = False
         if not same:
             if not overwrite:
-                raise InputError(f"{path} exists and was made otherwise; choose another name, or add --overwrite")
+                raise InputError(
+                    f"{path} exists and was made otherwise; choose another name, or add --overwrite"
+                )
             todo.append(index)
     return todo
 

@@ -40,10 +40,12 @@ def command(bundle: Path, as_json: bool) -> None:
 
 def _print(bundle: Bundle) -> None:
     contract, source = bundle.contract, bundle.provenance
-    out.print(f"[bold]{contract.variant}[/] of {source.model}, {contract.precision}, contract {contract.version}")
     out.print(
-        f"blocks {', '.join(map(str, contract.blocks))} of {contract.num_blocks}; rows fork at {contract.fork}; "
-        f"state {contract.state_dtype}"
+        f"[bold]{contract.variant}[/] of {source.model}, {contract.precision}, contract {contract.version}"
+    )
+    out.print(
+        f"blocks {', '.join(map(str, contract.blocks))} of {contract.num_blocks}; "
+        f"rows fork at {contract.fork}; state {contract.state_dtype}"
     )
     out.print(f"source sha256 {source.fingerprint[:16]}…, revision {source.revision or 'none'}")
     out.print(", ".join(f"{name} {number}" for name, number in source.versions.items()), style="dim")

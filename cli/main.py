@@ -30,9 +30,11 @@ Shell completion: eval "$(_EMAG_EXPORT_COMPLETE=bash_source emag-export)"   (or 
 
 
 class _Failure(click.ClickException):
+    """One of our errors: its sentence on standard error, its own exit code."""
+
     def __init__(self, error: EmagError) -> None:
         super().__init__(str(error))
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]  # declared on the class, read from the instance
 
 
 class _Interrupted(click.ClickException):
@@ -70,7 +72,7 @@ class _LazyGroup(click.Group):
 @click.option("-v", "--verbose", count=True, help="Show what libraries log; twice for details.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings.")
 def main(verbose: int, quiet: bool) -> None:
-    """Export diffusion transformers with EMAG guidance to ONNX, and run them.
+    r"""Export diffusion transformers with EMAG guidance to ONNX, and run them.
 
     \b
     First picture:

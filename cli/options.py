@@ -16,17 +16,27 @@ from emag_export.runtime.request import GenerationRequest, default_request
 if TYPE_CHECKING:
     from emag_export.runtime.pipeline import EngineOpener
 
-__all__ = ["Blocks", "bundle_argument", "engine_options", "opener_of", "request_of", "sampling_options", "variant_option"]
+__all__ = [
+    "Blocks",
+    "bundle_argument",
+    "engine_options",
+    "opener_of",
+    "request_of",
+    "sampling_options",
+    "variant_option",
+]
 
 Command = Callable[..., Any]
 
 
-class Blocks(click.ParamType):
+class Blocks(click.ParamType[tuple[int, ...]]):
     """``6-8`` or ``6,7,8`` or ``3,5-7``."""
 
     name = "blocks"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
         """Ascending block numbers without repetition."""
         if isinstance(value, tuple):
             return value
@@ -83,7 +93,9 @@ def engine_options(command: Command) -> Command:
                 help="torch is PyTorch eager and needs the source model.",
             ),
             click.option("--device", default="cpu", show_default=True, help="cpu, or cuda."),
-            click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 lets it choose."),
+            click.option(
+                "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 lets it choose."
+            ),
         ]
     ):
         command = option(command)
@@ -115,7 +127,9 @@ def sampling_options(command: Command) -> Command:
         click.option("--delta", type=int, help="Perturbation begins this much later: 50."),
         click.option("--stop", type=int, help="Both end: 50."),
         click.option("--strength", type=float, help="lambda, how much of the average is used: 1."),
-        click.option("--blocks", type=Blocks(), help="Perturb these blocks in every step instead of choosing one."),
+        click.option(
+            "--blocks", type=Blocks(), help="Perturb these blocks in every step instead of choosing one."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -142,7 +156,9 @@ def amend(request: GenerationRequest, options: Mapping[str, Any]) -> GenerationR
     def given(**names: str) -> dict[str, Any]:
         return {field: options[name] for field, name in names.items() if options.get(name) is not None}
 
-    guidance = replace(request.guidance, **given(name="guidance", scale="guidance_scale", emag_scale="emag_scale"))
+    guidance = replace(
+        request.guidance, **given(name="guidance", scale="guidance_scale", emag_scale="emag_scale")
+    )
     guidance = replace(guidance, apg=replace(guidance.apg, **given(scale="guidance_scale")))
     windows = replace(
         request.windows, **given(beta="beta", start="start", delta="delta", stop="stop", strength="strength")

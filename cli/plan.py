@@ -54,7 +54,12 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
     for step in plan.steps:
         trunk, branch = plan.rows(step.phase)
         grid.add_row(
-            str(step.index), f"{step.sigma:.4f}", str(step.phase), f"{step.ema_step:.3f}", str(trunk), str(branch)
+            str(step.index),
+            f"{step.sigma:.4f}",
+            str(step.phase),
+            f"{step.ema_step:.3f}",
+            str(trunk),
+            str(branch),
         )
     out.print(grid)
     out.print(
@@ -62,6 +67,4 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
         f"of {contract.num_blocks}"
     )
     out.print(f"row-blocks {cost.planned}; plain CFG {cost.cfg}; two full passes per step {cost.two_pass}")
-    out.print(
-        f"[bold]{cost.relative_to_cfg:.3f}[/] × CFG, {cost.relative_to_two_pass:.3f} × two full passes"
-    )
+    out.print(f"[bold]{cost.relative_to_cfg:.3f}[/] × CFG, {cost.relative_to_two_pass:.3f} × two full passes")

@@ -157,7 +157,7 @@ def denoise(
         device=latents.device,
     )
     for step in plan.steps:
-        mask = torch.zeros_like(state.delta)
+        delta, mask = state.delta, torch.zeros_like(state.delta)
         if step.phase is Phase.GUIDE:
             mask = select(step.index, state.delta) * plan.windows.strength
         predictions, state = call_engine(
@@ -169,8 +169,9 @@ def denoise(
             mask=mask,
             uncond=rule.uncond,
         )
-        if step.starts_average:
-            state = replace(state, delta=torch.zeros_like(state.delta))
+        if step.starts_average or step.phase is Phase.PLAIN:
+            # Nothing older was averaged, or nothing is: what the graph measured then is no Delta.
+            state = replace(state, delta=delta)
         velocity, momentum = combine(plan.guidance, predictions, latents, momentum, -step.sigma)
         latents = latents + step.sigma_step * velocity
         yield DenoiseStep(plan=step, latents=latents, predictions=predictions, mask=mask, state=state)

@@ -59,9 +59,7 @@ class Pipeline:
         self.bundle = bundle
         self._stack = ExitStack()
         with ExitStack() as stack:
-            engines = {
-                name: stack.enter_context(open_engine(bundle, name)) for name in bundle.components
-            }
+            engines = {name: stack.enter_context(open_engine(bundle, name)) for name in bundle.components}
             self._stack = stack.pop_all()
         self.denoiser = engines.pop(DENOISER)
         self._decoder = engines.pop("vae_decoder")

@@ -47,7 +47,9 @@ def small_pipeline(shared_folder: Path) -> Path:
 def small_bundle(shared_folder: Path, small_pipeline: Path) -> Path:
     """The small pipeline as emag. Read-only: copy it to change it."""
     options = BuildOptions(variant=Variant.EMAG, blocks=(1, 2))
-    return once(shared_folder / "small-bundle", lambda path: build(str(small_pipeline), path, options, silent))
+    return once(
+        shared_folder / "small-bundle", lambda path: build(str(small_pipeline), path, options, silent)
+    )
 
 
 def _save_small_pipeline(path: Path) -> None:
@@ -57,7 +59,12 @@ def _save_small_pipeline(path: Path) -> None:
 
     tiny = StableDiffusion3Pipeline.from_pretrained(MODEL_DIR)
     config = dict(tiny.transformer.config)
-    config |= {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 16, "caption_projection_dim": 32}
+    config |= {
+        "num_layers": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "caption_projection_dim": 32,
+    }
     config |= {"dual_attention_layers": (0, 1), "qk_norm": "rms_norm"}
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel.from_config(config)

@@ -1,4 +1,4 @@
-"""Building: whole or not at all, resumable, reproducible, and every bad input refused before the first write."""
+"""Building: whole or not at all, resumable, reproducible; bad input is refused before the first write."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ def test_full_disk_says_what_to_do_and_keeps_finished_parts(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(build_module, "_export_denoiser", full)
-    with pytest.raises(ExportError, match="disk .* is full; free some space and run the same command again"):
+    with pytest.raises(ExportError, match=r"disk .* is full; free some space and run the same command again"):
         build(str(small_pipeline), tmp_path / "b", BuildOptions(blocks=(1,)), silent)
     assert not (tmp_path / "b").exists()
 
@@ -140,7 +140,7 @@ def test_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "b"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty.*--overwrite"):
+    with pytest.raises(InputError, match=r"not empty.*--overwrite"):
         build("tiny-sd3", out, BuildOptions(), silent)
     assert [path.name for path in tmp_path.rglob("*")] == ["b", "precious.txt"]
 

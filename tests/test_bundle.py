@@ -59,12 +59,12 @@ def test_damaged_manifest(copy: Path, content: str) -> None:
 
 
 def test_folder_that_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is not a bundle.*emag-export build"):
+    with pytest.raises(BundleError, match=r"is not a bundle.*emag-export build"):
         Bundle(tmp_path)
 
 
 def test_other_variant_is_refused_with_the_command(small_bundle: Path) -> None:
-    with pytest.raises(InputError, match="holds the variant emag, emag-q was asked for.*--variant emag-q"):
+    with pytest.raises(InputError, match=r"holds the variant emag, emag-q was asked for.*--variant emag-q"):
         Bundle(small_bundle).require_variant(Variant.EMAG_Q)
 
 

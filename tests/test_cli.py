@@ -63,7 +63,7 @@ def test_generate_reproduces_itself_and_batches_change_nothing(tiny_bundle: Path
 
     succeeded("generate", tiny_bundle, "--prompt", PROMPT, "--seed", "1", "--images", "3", "-o", folder)
     assert sorted(path.name for path in folder.iterdir()) == [f"000{i}-seed{i + 1}.png" for i in range(3)]
-    # Alone and in a batch of three matrix products add in another order: at most one of 255 levels (measured: 0).
+    # In a batch of three, matrix products add in another order: at most one of 255 levels (measured: 0).
     assert np.abs(pixels(folder / "0001-seed2.png") - pixels(one)).max() <= 1
 
 

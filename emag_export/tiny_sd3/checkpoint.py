@@ -144,7 +144,7 @@ def _step(stage: Stage, plan: Plan, loss_of: Callable[[int], Tensor]) -> float:
         group["lr"] = rate(plan, stage.step)
     loss = loss_of(stage.step)
     stage.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(stage.model.parameters(), 1.0)
     stage.optimizer.step()
     stage.step += 1

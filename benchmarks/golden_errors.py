@@ -1,0 +1,64 @@
+"""Error of every engine against the recorded runs of the released algorithm.
+
+``python -m benchmarks.golden_errors``
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import click
+from diffusers import SD3Transformer2DModel
+
+from emag_export.cli.console import out, quiet_libraries, status, table
+from emag_export.contract import DenoiserContract
+from emag_export.engines.eager import EagerEngine
+from emag_export.engines.ort import OnnxRuntimeEngine
+from emag_export.exporter.examples import DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.exporter.fork import ForkedSD3, contract_of
+from emag_export.exporter.onnx_export import export_graph
+from tests.golden.case import GoldenCase, replay
+
+_FOLDER = Path("tests/golden")
+
+
+@click.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("benchmarks/results/golden_errors.json")
+)
+def main(output: Path) -> None:
+    """Replay every case on both engines, print a table, and write the result."""
+    quiet_libraries()
+    model = SD3Transformer2DModel.from_pretrained(_FOLDER / "mmdit").eval()
+    graphs: dict[DenoiserContract, Path] = {}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, status.status("replaying …") as spinner:
+        for path in sorted(_FOLDER.glob("*.npz")):
+            case = GoldenCase.load(path)
+            contract = contract_of(model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm)
+            fork = ForkedSD3(model, contract).eval()
+            if contract not in graphs:
+                spinner.update(f"exporting {contract.variant} …")
+                graphs[contract] = Path(folder) / str(len(graphs)) / "model.onnx"
+                example = random_inputs(contract.graph, DENOISER_EXAMPLE_SIZES)
+                export_graph(fork, contract.graph, example, graphs[contract])
+            spinner.update(f"replaying {path.name} …")
+            with EagerEngine(fork, contract.graph) as eager:
+                torch_error = replay(case, eager, contract).error
+            with OnnxRuntimeEngine(graphs[contract], contract.graph) as engine:
+                ort_error = replay(case, engine, contract).error
+            rows.append(
+                {"case": path.stem, "torch": torch_error, "onnxruntime": ort_error, "tolerance": case.tolerance}
+            )
+    grid = table("case", ">torch", ">onnxruntime", ">tolerance")
+    for row in rows:
+        grid.add_row(str(row["case"]), *(f"{row[name]:.1e}" for name in ("torch", "onnxruntime", "tolerance")))
+    out.print(grid)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"command": "python -m benchmarks.golden_errors", "steps": 28, "cases": rows}
+    output.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    out.print(str(output))
+
+
+if __name__ == "__main__":
+    main()
