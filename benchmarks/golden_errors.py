@@ -48,11 +48,18 @@ def main(output: Path) -> None:
             with OnnxRuntimeEngine(graphs[contract], contract.graph) as engine:
                 ort_error = replay(case, engine, contract).error
             rows.append(
-                {"case": path.stem, "torch": torch_error, "onnxruntime": ort_error, "tolerance": case.tolerance}
+                {
+                    "case": path.stem,
+                    "torch": torch_error,
+                    "onnxruntime": ort_error,
+                    "tolerance": case.tolerance,
+                }
             )
     grid = table("case", ">torch", ">onnxruntime", ">tolerance")
     for row in rows:
-        grid.add_row(str(row["case"]), *(f"{row[name]:.1e}" for name in ("torch", "onnxruntime", "tolerance")))
+        grid.add_row(
+            str(row["case"]), *(f"{row[name]:.1e}" for name in ("torch", "onnxruntime", "tolerance"))
+        )
     out.print(grid)
     output.parent.mkdir(parents=True, exist_ok=True)
     facts = {"command": "python -m benchmarks.golden_errors", "steps": 28, "cases": rows}

@@ -6,8 +6,6 @@ scenes from the same seeds, and lets a rule-based checker judge the pictures.
 
 import json
 import platform
-import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +51,7 @@ def main(prompts: int, bundles: Path, output: Path) -> None:
         with Pipeline(bundle, open_backend("onnxruntime")) as pipeline:
             for name in [name for v, name in _CASES if v is variant]:
                 requests = _requests(bundle, [caption(scene) for scene in scenes], name)
-                pictures, seconds = _pictures(pipeline, requests, f"{variant} {name}")
+                pictures = _pictures(pipeline, requests, f"{variant} {name}")
                 verdicts = [check(p, scene) for p, scene in zip(pictures, scenes, strict=True)]
                 cost = pipeline.prepare(requests[:1]).plan.cost.relative_to_cfg
                 rows.append(
@@ -61,7 +59,6 @@ def main(prompts: int, bundles: Path, output: Path) -> None:
                         "variant": "-" if not GUIDANCES[name].perturbed else str(variant),
                         "guidance": name,
                         "row_blocks_relative_to_cfg": round(cost, 3),
-                        "seconds_per_picture": round(seconds, 4),
                         "accuracy": accuracy(verdicts),
                     }
                 )
@@ -76,31 +73,28 @@ def _requests(bundle: Bundle, prompts: list[str], guidance: str) -> list[Generat
 
 def _pictures(
     pipeline: Pipeline, requests: list[GenerationRequest], label: str
-) -> tuple[list[np.ndarray[Any, Any]], float]:
-    pictures, seconds = [], []
+) -> list[np.ndarray[Any, Any]]:
+    pictures: list[np.ndarray[Any, Any]] = []
     batches = range(0, len(requests), _BATCH)
     with progress_bar(label, len(batches)) as progress:
         for start in batches:
-            began = time.monotonic()
             prepared = pipeline.prepare(requests[start : start + _BATCH])
             latents = prepared.latents
             for step in pipeline.denoise(prepared):
                 latents = step.latents
             pictures += list(pipeline.decode(latents))
-            seconds.append((time.monotonic() - began) / len(prepared.requests))
             progress.advance(progress.task_ids[0])
-    return pictures, statistics.median(seconds)
+    return pictures
 
 
 def _report(rows: list[dict[str, Any]], prompts: int, output: Path) -> None:
     attributes = list(rows[0]["accuracy"])
-    grid = table("variant", "guidance", ">× CFG", ">s/picture", *(f">{name} %" for name in attributes))
+    grid = table("variant", "guidance", ">× CFG", *(f">{name} %" for name in attributes))
     for row in rows:
         grid.add_row(
             row["variant"],
             row["guidance"],
             f"{row['row_blocks_relative_to_cfg']:.3f}",
-            f"{row['seconds_per_picture']:.3f}",
             *(f"{100 * row['accuracy'][name]:.0f}" for name in attributes),
         )
     out.print(grid)

@@ -22,7 +22,7 @@ _PROMPTS = (
     "a large red circle on a blue background",
     DEFAULT_PROMPT,
     "a large green triangle on a white background",
-    "a small white star above a large purple ring on a green background",
+    "a small blue circle above a large purple ring on a green background",
     "a large black ring on an orange background",
 )
 _ENGINE = {"backend": "onnxruntime", "device": "cpu", "threads": 0, "batch_size": len(_PROMPTS)}
@@ -31,6 +31,8 @@ _COLUMNS: Mapping[str, tuple[Variant, str]] = {
     "EMAG-Q": (Variant.EMAG_Q, "emag"),
     "EMAG": (Variant.EMAG, "emag"),
 }
+_AMPLIFIED = 8
+"""Factor of the column that shows where EMAG-Q changed the picture."""
 
 
 @click.command("demo")
@@ -89,6 +91,8 @@ def _draw(bundles: Mapping[Variant, Bundle], output: Path) -> Path:
         paths = [output / "pictures" / f"{label.lower()}-seed{request.seed}.png" for request in requests]
         generate_all(bundles[variant], requests, paths, _ENGINE)
         columns[label] = np.stack([np.asarray(Image.open(path)) for path in paths])
+    change = np.abs(columns["EMAG-Q"].astype(int) - columns["CFG"].astype(int))
+    columns[f"|EMAG-Q - CFG| × {_AMPLIFIED}"] = (change * _AMPLIFIED).clip(0, 255).astype(np.uint8)
     grid = output / "pictures.png"
     save_gallery(columns, _PROMPTS, grid)
     return grid

@@ -127,7 +127,7 @@ class Pipeline:
             anneal=prepared.anneal,
         )
 
-    def decode(self, latents: Float[Tensor, "images channels height width"]) -> Pictures:
+    def decode(self, latents: Float[Tensor, "images channels latent_height latent_width"]) -> Pictures:
         """Latents to 8-bit sRGB pictures, one at a time so that memory does not grow with the batch."""
         scale, shift = self._vae["scaling_factor"], self._vae.get("shift_factor") or 0.0
         dtype = _input_dtype(self._decoder.spec, "latent_sample")
