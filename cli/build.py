@@ -1,14 +1,19 @@
 """``emag-export build``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from rich.progress import Progress
 
-from emag_export.cli.console import out, print_json, quiet_libraries, status
+from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status
 from emag_export.cli.options import Blocks, renorm_option, variant_option
 from emag_export.contract import Renorm, Variant
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from emag_export.exporter.build import BuildProgress
+
+__all__ = ["command", "phase_reporter"]
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -56,17 +61,23 @@ def command(
         revision=revision,
         overwrite=overwrite,
     )
-    with status.status("starting …") as spinner:
-
-        def on_progress(component: str, phase: str) -> None:
-            spinner.update(f"{component}: {phase} …")
-            if phase in ("trace", "reuse"):
-                status.print(f"  {component}: {phase}")
-
-        bundle = build(model, output, options, on_progress)
+    with progress_bar("starting", None) as progress:
+        bundle = build(model, output, options, phase_reporter(progress))
     size = sum(record["bytes"] for record in bundle.files.values())
     if as_json:
         print_json({"bundle": str(output), "key": bundle.manifest["key"], "bytes": size})
         return
     out.print(f"{output}: {bundle.contract.variant}, {len(bundle.components)} graphs, {size / 1e6:.1f} MB")
     out.print(f'Next: emag-export generate {output} --prompt "…" -o picture.png', style="dim", markup=False)
+
+
+def phase_reporter(progress: Progress) -> "BuildProgress":
+    """Advance the bar at every phase, and leave a line for every component that is traced or reused."""
+    (task,) = progress.task_ids
+
+    def report(component: str, phase: str) -> None:
+        progress.update(task, description=f"{component}: {phase}", advance=1)
+        if phase in ("trace", "reuse"):
+            progress.console.print(f"  {component}: {phase}")
+
+    return report

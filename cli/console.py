@@ -49,8 +49,13 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Progress]:
-    """A bar with one task of ``total`` steps on standard error; advance it with ``progress.advance(0)``."""
+def progress_bar(description: str, total: int | None) -> Iterator[Progress]:
+    """A bar on standard error for one task: the first of ``progress.task_ids``.
+
+    Args:
+        description: What is being done.
+        total: Steps; None where their number is not known beforehand.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

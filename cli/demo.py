@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
 from emag_export.bundle import Bundle
+from emag_export.cli.build import phase_reporter
 from emag_export.cli.compare import DEFAULT_PROMPT, run_comparison
-from emag_export.cli.console import out, quiet_libraries, status
+from emag_export.cli.console import out, progress_bar, quiet_libraries, status
 from emag_export.cli.generate import generate_all
 from emag_export.contract import Variant
 from emag_export.errors import ComparisonFailed
@@ -49,15 +49,10 @@ def command(output: Path) -> None:
         quiet_libraries()
     bundles: dict[Variant, Bundle] = {}
     for variant in (Variant.EMAG_Q, Variant.EMAG):
-        with status.status(f"exporting {variant} …") as spinner:
-
-            def on_progress(component: str, phase: str, spinner: Any = spinner) -> None:
-                spinner.update(f"exporting tiny-sd3: {component}, {phase} …")
-
-            folder = output / f"bundle-{variant}"
-            bundles[variant] = build(
-                "tiny-sd3", folder, BuildOptions(variant=variant, overwrite=True), on_progress
-            )
+        folder = output / f"bundle-{variant}"
+        with progress_bar(f"exporting {variant}", None) as progress:
+            options = BuildOptions(variant=variant, overwrite=True)
+            bundles[variant] = build("tiny-sd3", folder, options, phase_reporter(progress))
         out.print(f"bundle   {folder}", markup=False)
     out.print(f"pictures {_draw(bundles, output)}", markup=False)
     failed = [report for report in (_compare(bundle, output) for bundle in bundles.values()) if report]

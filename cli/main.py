@@ -1,5 +1,6 @@
 """``emag-export``: the commands, their order in ``--help``, and how errors become exit codes."""
 
+import errno
 import importlib
 from typing import Any
 
@@ -63,6 +64,12 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except EmagError as error:
             raise _Failure(error) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader of our output has left; click ends quietly
+            raise click.ClickException(
+                f"{error}; free space or permissions are the usual reasons, and the same command continues"
+            ) from error
         except KeyboardInterrupt as error:
             raise _Interrupted("interrupted; the same command continues where it stopped") from error
 

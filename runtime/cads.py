@@ -25,10 +25,10 @@ class CadsConfig:
     """psi: 1 rescales to the condition's own mean and standard deviation, 0 does not."""
 
     def __post_init__(self) -> None:
-        require_finite(cads_noise_scale=self.noise_scale, cads_tau1=self.tau1, cads_tau2=self.tau2)
         require_range(0.0, 1.0, cads_mixing=self.mixing)
         if not 0 <= self.tau1 < self.tau2:
             raise InputError(f"CADS needs 0 <= tau1 < tau2, got tau1={self.tau1} and tau2={self.tau2}")
+        require_finite(cads_noise_scale=self.noise_scale, cads_tau1=self.tau1, cads_tau2=self.tau2)
 
 
 def cads_gamma(index: int, steps: int, config: CadsConfig) -> float:

@@ -48,11 +48,6 @@ class EmagWindows:
             raise InputError(
                 f"delta is {self.delta}; perturbation cannot begin before accumulation, give 0 or more"
             )
-        if self.stop > self.start:
-            raise InputError(
-                f"stop is {self.stop} and start is {self.start}: they count down to the last step at 0, so "
-                "averaging would end before it begins; give a stop of at most start"
-            )
 
     def phases(self, steps: int) -> tuple[Phase, ...]:
         """Phase of each of ``steps`` steps, the noisiest first.

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +252,26 @@ def test_build_refusals_by_exit_code(tmp_path: Path, tiny_bundle: Path) -> None:
     assert "blocks 0 to 9" in refused(2, "build", "--model", "tiny-sd3", "--emag-layers", "8-12", "-o", out)
     assert "is not a bundle" in refused(4, "generate", out, "--prompt", PROMPT, "-o", tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_place_that_cannot_hold_files_is_no_traceback(tiny_bundle: Path) -> None:
+    """Nobody, root included, can make files in /proc."""
+    refused(1, "generate", tiny_bundle, "--prompt", PROMPT, "--steps", "1", "-o", "/proc/emag/a.png")
+    refused(2, "build", "--model", "tiny-sd3", "-o", "/proc/emag/bundle")
+
+
+def test_interrupted_build_leaves_nothing_at_the_target(tmp_path: Path) -> None:
+    """A real SIGINT while the transformer is traced: exit 130, one sentence, nothing left at the target."""
+    command = [sys.executable, "-m", "emag_export.cli.main", "build", "--model", "tiny-sd3", "-o", "b"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "transformer: trace" not in process.stderr.readline():
+        assert process.poll() is None, "the build ended before it was interrupted"
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 130, message
+    assert "interrupted; the same command continues" in message
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize(
