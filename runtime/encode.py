@@ -10,7 +10,6 @@ from torch import Tensor
 
 from emag_export.bundle import Bundle
 from emag_export.engines.protocol import Engine
-from emag_export.runtime.loop import Conditioning
 
 __all__ = ["Encoded", "PromptEncoder", "load_tokenizers"]
 
@@ -100,17 +99,3 @@ class PromptEncoder:
             room = limit - tokenizer.num_special_tokens_to_add()
             cut.append(tokenizer.decode(whole[room:]).strip())
         return tokens, cut
-
-
-def repeat_images(encoded: Encoded, negative: Encoded | None, images_per_prompt: int) -> Conditioning:
-    """One conditioning row per image, ``images_per_prompt`` rows in a row for every prompt."""
-
-    def repeat(tensor: Tensor) -> Tensor:
-        return tensor.repeat_interleave(images_per_prompt, dim=0)
-
-    return Conditioning(
-        embeds=repeat(encoded.embeds),
-        pooled=repeat(encoded.pooled),
-        negative_embeds=None if negative is None else repeat(negative.embeds),
-        negative_pooled=None if negative is None else repeat(negative.pooled),
-    )

@@ -16,7 +16,7 @@ from emag_export.contract import GraphSpec
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.errors import InputError
 from emag_export.runtime.cads import CadsConfig, cads, cads_gamma
-from emag_export.runtime.encode import Encoded, PromptEncoder, load_tokenizers, repeat_images
+from emag_export.runtime.encode import Encoded, PromptEncoder, load_tokenizers
 from emag_export.runtime.loop import Anneal, Conditioning, DenoiseStep, denoise
 from emag_export.runtime.plan import Plan
 from emag_export.runtime.request import GenerationRequest, plan_request, vae_factor
@@ -108,7 +108,12 @@ class Pipeline:
             requests=tuple(requests),
             plan=plan,
             latents=initial_noise(shape, generators).to(self.denoiser.device),
-            conditioning=repeat_images(encoded, negative, 1),
+            conditioning=Conditioning(
+                embeds=encoded.embeds,
+                pooled=encoded.pooled,
+                negative_embeds=None if negative is None else negative.embeds,
+                negative_pooled=None if negative is None else negative.pooled,
+            ),
             select=lagged_argmax
             if first.fixed_blocks is None
             else always(first.fixed_blocks, plan.contract.blocks),
