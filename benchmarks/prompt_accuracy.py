@@ -17,7 +17,8 @@ from emag_export.bundle import Bundle
 from emag_export.cli.console import out, progress_bar, quiet_libraries, table
 from emag_export.contract import Variant
 from emag_export.engines.registry import open_backend
-from emag_export.exporter.build import BuildOptions, build
+from emag_export.exporter.build import build
+from emag_export.exporter.identify import BuildOptions
 from emag_export.runtime.guidance import GUIDANCES
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest, default_request

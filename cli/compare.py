@@ -8,14 +8,8 @@ import click
 
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status, table
-from emag_export.cli.options import (
-    bundle_argument,
-    engine_options,
-    opener_of,
-    read_prompts,
-    request_of,
-    sampling_options,
-)
+from emag_export.cli.options import bundle_argument, engine_options, opener_of
+from emag_export.cli.sampling import read_prompts, request_of, sampling_options
 from emag_export.errors import ComparisonFailed
 from emag_export.runtime.request import GenerationRequest, plan_request
 

@@ -9,16 +9,8 @@ import click
 
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status
-from emag_export.cli.options import (
-    amend,
-    bundle_argument,
-    engine_options,
-    opener_of,
-    read_prompts,
-    request_of,
-    sampling_options,
-    variant_option,
-)
+from emag_export.cli.options import bundle_argument, engine_options, opener_of, variant_option
+from emag_export.cli.sampling import amend, read_prompts, request_of, sampling_options
 from emag_export.contract import Variant
 from emag_export.errors import InputError
 from emag_export.runtime.request import GenerationRequest, plan_request

@@ -7,7 +7,8 @@ import click
 
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, table
-from emag_export.cli.options import bundle_argument, request_of, sampling_options
+from emag_export.cli.options import bundle_argument
+from emag_export.cli.sampling import request_of, sampling_options
 from emag_export.runtime.request import plan_request
 
 __all__ = ["command"]

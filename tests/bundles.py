@@ -9,7 +9,8 @@ import torch
 from filelock import FileLock
 
 from emag_export.contract import Variant
-from emag_export.exporter.build import BuildOptions, build
+from emag_export.exporter.build import build
+from emag_export.exporter.identify import BuildOptions
 
 
 def silent(component: str, phase: str) -> None:
@@ -29,6 +30,24 @@ def once(folder: Path, make: Callable[[Path], object]) -> Path:
         if not folder.exists():
             make(folder)
     return folder
+
+
+TinyBundles = Callable[[Variant, str], Path]
+"""(variant, precision) to a bundle of tiny-sd3."""
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(shared_folder: Path, tiny_bundle: Path) -> TinyBundles:
+    """tiny-sd3 in any variant and precision, made when first asked for. Read-only: copy it to change it."""
+
+    def make(variant: Variant, precision: str) -> Path:
+        options = BuildOptions(variant=variant, precision=precision)
+        if options == BuildOptions():
+            return tiny_bundle
+        name = f"tiny-{variant}-{precision}"
+        return once(shared_folder / name, lambda path: build("tiny-sd3", path, options, silent))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from emag_export.bundle import MANIFEST, Bundle
-from emag_export.contract import Variant
+from emag_export.contract import Renorm, Variant
 from emag_export.errors import ExportError, InputError, ModelError
 from emag_export.exporter import build as build_module
-from emag_export.exporter.build import BuildOptions, build
+from emag_export.exporter import identify as identify_module
+from emag_export.exporter.build import build
+from emag_export.exporter.identify import OPSET, BuildOptions, finished_bundle, identify
 from emag_export.exporter.source import find_source
 from emag_export.exporter.staging import Staging, require_disk_space
 from tests.bundles import silent
@@ -118,6 +121,53 @@ def test_other_architecture_is_refused(small_pipeline: Path, tmp_path: Path) -> 
     index.write_text(index.read_text().replace("StableDiffusion3Pipeline", "FluxPipeline"))
     with pytest.raises(ModelError, match="is a FluxPipeline"):
         find_source(str(copy))
+
+
+def test_incomplete_pipeline_is_refused(small_pipeline: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(small_pipeline, tmp_path / "incomplete")
+    (copy / "vae" / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"vae/config\.json is missing; .* save or download it again"):
+        build(str(copy), tmp_path / "b", BuildOptions(blocks=(1,)), silent)
+
+
+def test_key_follows_what_decides_the_content(
+    small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every option but ``overwrite``, the source's bytes, and the versions of what traces."""
+    base = BuildOptions(blocks=(1,))
+
+    def key(options: BuildOptions = base, model: Path = small_pipeline) -> str:
+        return identify(str(model), options, silent).key
+
+    assert key() == key(replace(base, overwrite=True))
+    keys = {
+        key(),
+        key(replace(base, variant=Variant.EMAG)),
+        key(replace(base, renorm=Renorm.NONE)),
+        key(replace(base, blocks=(2,))),
+        key(replace(base, precision="float16")),
+    }
+    copy = shutil.copytree(small_pipeline, tmp_path / "copy")
+    keys.add(key(model=copy))  # named otherwise
+    (copy / "scheduler" / "scheduler_config.json").write_text("{}")
+    keys.add(key(model=copy))
+    monkeypatch.setattr(identify_module, "version", lambda name: "0")
+    keys.add(key())
+    monkeypatch.setattr(identify_module, "OPSET", OPSET + 1)
+    keys.add(key())
+    assert len(keys) == 9
+
+
+def test_damaged_bundle_is_not_finished(small_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(small_bundle, tmp_path / "b")
+    key = Bundle(copy).manifest["key"]
+    assert finished_bundle(copy, key) is not None
+    assert finished_bundle(copy, "another") is None
+    assert finished_bundle(tmp_path / "nothing", key) is None
+    (copy / "model_index.json").write_text("{}")
+    assert finished_bundle(copy, key) is None
+    (copy / MANIFEST).write_text("cut")
+    assert finished_bundle(copy, key) is None
 
 
 def test_truncated_weights_are_named(small_pipeline: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import InputError
-from emag_export.exporter.fork import ForkedSD3, contract_of
+from emag_export.exporter.fork import ForkedSD3
+from emag_export.exporter.identify import contract_of
 from emag_export.reference.compare import Pictures, compare
 from emag_export.reference.comparison import Choice, Comparison
 from emag_export.reference.report import write_report

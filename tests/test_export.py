@@ -12,7 +12,8 @@ from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ExportError
 from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.onnx_export import OPSET, export_graph
+from emag_export.exporter.identify import OPSET
+from emag_export.exporter.onnx_export import export_graph
 from tests.conftest import Exporter, small_fork
 
 GRAPHS = [("sd3", Variant.EMAG_Q), ("sd3", Variant.EMAG), ("sd35", Variant.EMAG_Q)]

@@ -4,12 +4,14 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import emag_export
 
 OPTIONAL = ("tensorrt", "tensorrt_rtx", "ray", "polygraphy", "accelerate", "optimum", "sentencepiece")
+EXPORTING = ("diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
 def loaded_after(code: str) -> set[str]:
@@ -44,6 +46,32 @@ def test_serving_loads_no_model_code() -> None:
     )
     assert not [name for name in loaded if name.startswith(("diffusers.models", "diffusers.pipelines"))]
     assert not loaded & {"onnxruntime", "onnxscript", "emag_export.exporter", *OPTIONAL}
+
+
+def test_identifying_a_build_loads_nothing_heavy(small_pipeline: Path, small_bundle: Path) -> None:
+    """Importing it and finding a bundle up to date, not only the former: metadata tell versions."""
+    loaded = loaded_after(
+        "from pathlib import Path\n"
+        "from emag_export.contract import Variant\n"
+        "from emag_export.exporter.identify import BuildOptions, finished_bundle, identify\n"
+        "options = BuildOptions(variant=Variant.EMAG, blocks=(1, 2))\n"
+        f"plan = identify({str(small_pipeline)!r}, options, lambda component, phase: None)\n"
+        f"assert finished_bundle(Path({str(small_bundle)!r}), plan.key) is not None"
+    )
+    assert not loaded & {"torch", "numpy", *EXPORTING}
+
+
+def test_build_that_is_up_to_date_loads_nothing_that_exports(
+    small_pipeline: Path, small_bundle: Path
+) -> None:
+    """The command, all options included; with anything else than a finished bundle it would need them all."""
+    arguments = ["build", "--model", str(small_pipeline), "-o", str(small_bundle)]
+    arguments += ["--variant", "emag", "--emag-layers", "1,2"]
+    loaded = loaded_after(
+        f"from emag_export.cli.main import main\nmain({arguments!r}, standalone_mode=False)"
+    )
+    assert "emag_export.exporter.identify" in loaded
+    assert not loaded & {"torch", "numpy", "emag_export.exporter.build", *EXPORTING}
 
 
 @pytest.mark.parametrize("name", modules())

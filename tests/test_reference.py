@@ -14,7 +14,8 @@ from torch import Tensor
 from emag_export.contract import Renorm, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
-from emag_export.exporter.fork import ForkedSD3, contract_of
+from emag_export.exporter.fork import ForkedSD3
+from emag_export.exporter.identify import contract_of
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.guidance import Guidance
 from emag_export.runtime.loop import Conditioning, denoise

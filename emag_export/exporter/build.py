@@ -4,48 +4,27 @@ import gc
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from emag_export import __version__
-from emag_export.bundle import DENOISER, GRAPH_FILE, MANIFEST, Bundle, Provenance
-from emag_export.contract import DenoiserContract, GraphSpec, Renorm, Variant
-from emag_export.errors import EmagError, InputError
+from emag_export.bundle import DENOISER, GRAPH_FILE, Bundle
+from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
 from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.fork import ForkedSD3, contract_of
-from emag_export.exporter.onnx_export import OPSET, export_graph
-from emag_export.exporter.source import SourceModel, find_source
+from emag_export.exporter.fork import ForkedSD3
+from emag_export.exporter.identify import BuildOptions, BuildPlan, BuildProgress, finished_bundle, identify
+from emag_export.exporter.onnx_export import export_graph
+from emag_export.exporter.source import SourceModel
 from emag_export.exporter.staging import Staging, disk_errors, require_disk_space, require_free_target
 from emag_export.exporter.verify import TOLERANCES, verify_graph
-from emag_export.hashing import hash_json
-from emag_export.models import SamplingDefaults, sampling_defaults
 from emag_export.shapes import Sizes
 
-__all__ = ["BuildOptions", "BuildProgress", "build"]
-
-BuildProgress = Callable[[str, str], None]
-"""Called with (component, phase) when a phase begins: reuse, load, trace, verify, copy, hash, done."""
+__all__ = ["build", "perform"]
 
 _COPIED = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
-_VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """What the user may choose."""
-
-    variant: Variant = Variant.EMAG_Q
-    renorm: Renorm = Renorm.ROW
-    blocks: tuple[int, ...] | None = None
-    """Candidate blocks; None takes the model's defaults."""
-    precision: str = "float32"
-    revision: str | None = None
-    overwrite: bool = False
 
 
 def build(model: str, out: Path, options: BuildOptions, on_progress: BuildProgress) -> Bundle:
@@ -64,23 +43,32 @@ def build(model: str, out: Path, options: BuildOptions, on_progress: BuildProgre
         InputError: If an option or the folder cannot be used.
         ExportError: If tracing or checking fails, or the disk is full.
     """
-    source = find_source(model, revision=options.revision)
-    contract, defaults = _contract(source, options)
-    on_progress("source", "hash")
-    provenance = Provenance(
-        model=source.name,
-        revision=source.revision,
-        fingerprint=source.fingerprint(),
-        versions={"emag-export": __version__, **{name: version(name) for name in _VERSIONED}},
-    )
-    key = hash_json([asdict(provenance), contract.to_json(), defaults.to_json(), OPSET])
-    if (finished := _up_to_date(out, key)) is not None:
+    plan = identify(model, options, on_progress)
+    if (finished := finished_bundle(out, plan.key)) is not None:
         on_progress("bundle", "reuse")
         return finished
-    require_free_target(out, overwrite=options.overwrite)
-    require_disk_space(out, int(1.1 * source.weight_bytes()) * (2 if options.precision == "float32" else 1))
+    return perform(plan, out, overwrite=options.overwrite, on_progress=on_progress)
+
+
+def perform(plan: BuildPlan, out: Path, *, overwrite: bool, on_progress: BuildProgress) -> Bundle:
+    """Export what was identified; for callers that import this module only when there is something to do.
+
+    Args:
+        plan: Of :func:`identify`. Hashing a large checkpoint takes a minute; it is not done again here.
+        out: Folder to write.
+        overwrite: Replace what is in ``out``, once the new bundle is whole.
+        on_progress: Told what is being done.
+
+    Raises:
+        ModelError: If weights cannot be loaded.
+        InputError: If the folder cannot be used.
+        ExportError: If tracing or checking fails, or the disk is full.
+    """
+    source, contract = plan.source, plan.contract
+    require_free_target(out, overwrite=overwrite)
+    require_disk_space(out, int(1.1 * source.weight_bytes()) * (2 if contract.precision == "float32" else 1))
     with disk_errors(out):
-        staging = Staging(out, key)
+        staging = Staging(out, plan.key)
         graphs = _graphs(source, contract, staging, on_progress)
         on_progress("tokenizers", "copy")
         _copy(source, staging)
@@ -88,46 +76,15 @@ def build(model: str, out: Path, options: BuildOptions, on_progress: BuildProgre
         staging.publish(
             {
                 "format": "emag-export bundle",
-                "key": key,
+                "key": plan.key,
                 "contract": contract.to_json(),
-                "defaults": defaults.to_json(),
+                "defaults": plan.defaults.to_json(),
                 "graphs": {name: asdict(spec) for name, spec in graphs.items()},
-                "source": asdict(provenance),
+                "source": asdict(plan.provenance),
             }
         )
     on_progress("bundle", "done")
     return Bundle(out)
-
-
-def _contract(source: SourceModel, options: BuildOptions) -> tuple[DenoiserContract, SamplingDefaults]:
-    config = _config(source, "transformer")
-    pixels = config["sample_size"] * 2 ** (len(_config(source, "vae")["block_out_channels"]) - 1)
-    defaults = sampling_defaults(source.name, blocks=config["num_layers"], sample_pixels=pixels)
-    if options.precision not in ("float32", "float16", "bfloat16"):
-        raise InputError(f"there is no precision {options.precision!r}; choose float32, float16 or bfloat16")
-    blocks = defaults.emag_layers if options.blocks is None else options.blocks
-    contract = contract_of(
-        config, variant=options.variant, blocks=blocks, renorm=options.renorm, precision=options.precision
-    )
-    return contract, defaults
-
-
-def _config(source: SourceModel, folder: str) -> dict[str, Any]:
-    return dict(json.loads((source.path / folder / "config.json").read_text("utf-8")))
-
-
-def _up_to_date(out: Path, key: str) -> Bundle | None:
-    """The bundle at ``out`` if it is whole and was made from the same inputs."""
-    if not (out / MANIFEST).is_file():
-        return None
-    try:
-        bundle = Bundle(out)
-        if bundle.manifest.get("key") != key:
-            return None
-        bundle.check()
-    except EmagError:
-        return None
-    return bundle
 
 
 def _graphs(
@@ -141,7 +98,7 @@ def _graphs(
     for name, auxiliary in AUXILIARY.items():
         if not source.has(auxiliary.source):
             continue
-        specs[name] = auxiliary.spec(name, _config(source, auxiliary.source), contract.precision)
+        specs[name] = auxiliary.spec(name, source.config(auxiliary.source), contract.precision)
         exports[name] = lambda folder, name=name: _export_auxiliary(  # type: ignore[misc]
             source, name, specs[name], contract.precision, (folder, on_progress)
         )
@@ -200,7 +157,7 @@ def _export(
 
 def _copy_config(source: SourceModel, folder: str, target: Path) -> None:
     """The component's configuration without the folder it was once loaded from."""
-    config = {name: value for name, value in _config(source, folder).items() if name != "_name_or_path"}
+    config = {name: value for name, value in source.config(folder).items() if name != "_name_or_path"}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

@@ -6,9 +6,6 @@ pass is thrown away. So rows ``[u, c]`` run through the trunk, ``branch_rows`` f
 ``[u, c, p]``, and only those run through the rest.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.attention_processor import Attention
@@ -21,37 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from emag_export.contract import DenoiserContract, Renorm, Variant
 from emag_export.exporter.attention import EmaAttention, JointHeads, Tracking, ema_attention
 
-__all__ = ["ForkedSD3", "contract_of"]
-
-
-def contract_of(
-    config: Mapping[str, Any],
-    *,
-    variant: Variant,
-    blocks: tuple[int, ...],
-    renorm: Renorm = Renorm.ROW,
-    precision: str = "float32",
-) -> DenoiserContract:
-    """The contract of a model with this ``transformer/config.json``, forked at ``blocks[0]``.
-
-    Raises:
-        InputError: If a candidate block lies outside the model.
-    """
-    return DenoiserContract(
-        variant=variant,
-        renorm=renorm,
-        blocks=blocks,
-        precision=precision,
-        num_blocks=config["num_layers"],
-        heads=config["num_attention_heads"],
-        head_dim=config["attention_head_dim"],
-        in_channels=config["in_channels"],
-        out_channels=config.get("out_channels") or config["in_channels"],
-        patch_size=config["patch_size"],
-        max_grid=config["pos_embed_max_size"],
-        text_dim=config["joint_attention_dim"],
-        pooled_dim=config["pooled_projection_dim"],
-    )
+__all__ = ["ForkedSD3"]
 
 
 class ForkedSD3(nn.Module):

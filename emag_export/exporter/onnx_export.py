@@ -17,12 +17,10 @@ from torch import Tensor, nn
 
 from emag_export.contract import GraphSpec
 from emag_export.errors import ExportError
+from emag_export.exporter.identify import OPSET
 from emag_export.shapes import Dim
 
-__all__ = ["OPSET", "export_graph"]
-
-OPSET = 20
-"""The oldest with ``Gelu`` as one operator; runs on onnxruntime, TensorRT and TensorRT-RTX alike."""
+__all__ = ["export_graph"]
 
 EXTERNAL_DATA_BYTES = 1 << 20
 """Graphs with more weights than this keep them beside the ONNX file."""

@@ -37,6 +37,14 @@ class SourceModel:
         entry = self.index.get(component)
         return bool(entry and entry[1])
 
+    def config(self, component: str) -> dict[str, Any]:
+        """A component's ``config.json``.
+
+        Raises:
+            ModelError: If it is missing or damaged.
+        """
+        return _read(self.path / component / "config.json")
+
     def files(self) -> Iterator[Path]:
         """Configuration, tokenizer and weight files that an export reads."""
         for pattern in _USED:
@@ -122,10 +130,7 @@ def _check(source: SourceModel) -> SourceModel:
         raise ModelError(
             f"{source.path} is a {index.get('_class_name')}; only {_PIPELINE} (SD3 and SD3.5) can be exported"
         )
-    config_file = source.path / "transformer" / "config.json"
-    if not config_file.is_file():
-        raise ModelError(f"{config_file} is missing; the pipeline is incomplete, save or download it again")
-    if (kind := _read(config_file).get("_class_name")) != _TRANSFORMER:
+    if (kind := source.config("transformer").get("_class_name")) != _TRANSFORMER:
         raise ModelError(f"the transformer of {source.path} is a {kind}; only {_TRANSFORMER} can be exported")
     return SourceModel(name=source.name, path=source.path, revision=source.revision, index=index)
 
@@ -133,6 +138,10 @@ def _check(source: SourceModel) -> SourceModel:
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} is missing; the pipeline is incomplete, save or download it again"
+        ) from error
     except ValueError as error:
         raise ModelError(f"{path} is damaged ({error}); save or download the model again") from error
     if not isinstance(data, dict):

@@ -11,7 +11,8 @@ from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.protocol import Engine
 from emag_export.exporter.examples import DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.fork import ForkedSD3, contract_of
+from emag_export.exporter.fork import ForkedSD3
+from emag_export.exporter.identify import contract_of
 from emag_export.exporter.onnx_export import export_graph
 from tests.golden.case import GoldenCase, replay
 
