@@ -153,6 +153,16 @@ class Bundle:
                     "rebuild the bundle with --overwrite"
                 )
 
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent along a side."""
+        return int(2 ** (len(self.config("vae_decoder")["block_out_channels"]) - 1))
+
+    @property
+    def clip_tokens(self) -> int:
+        """Tokens that the CLIP encoders make of every prompt."""
+        return int(self.spec("text_encoder").inputs[0].dims[1])
+
     def require_variant(self, variant: Variant | None) -> None:
         """Refuse if the caller asked for another variant than the graph holds.
 

@@ -1,7 +1,7 @@
 """onnxruntime: the reference engine on the CPU, and a second GPU path where its CUDA provider is present."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -9,15 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from emag_export.contract import GraphSpec
+from emag_export.contract import STATE_PAIRS, GraphSpec
+from emag_export.engines import ort_providers
+from emag_export.engines.ort_cuda import CudaRuns, bind, graph_key
 from emag_export.engines.protocol import allocate_outputs, check_feeds
-from emag_export.errors import EngineError, MissingDependencyError
+from emag_export.errors import EngineError, InputError, MissingDependencyError
 
 __all__ = ["OnnxRuntimeEngine", "OrtOptions", "available_providers"]
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_ELEMENT_TYPES = {torch.float32: 1, torch.int64: 7, torch.float16: 10, torch.bfloat16: 16}
-"""ONNX TensorProto element types."""
+_CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,19 @@ class OrtOptions:
     """
 
     device: str = "cpu"
+    """``cpu``, ``cuda`` or ``cuda:1``."""
     threads: int = 0
     profile: Path | None = None
     """Prefix of onnxruntime's profile, written when the engine closes."""
+    provider: str | None = None
+    """On a GPU: ``CUDAExecutionProvider``, also if None, ``TensorrtExecutionProvider``, or
+    ``NvTensorRTRTXExecutionProvider`` from its plug-in package."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    """Further options of the provider, as onnxruntime spells them; they win over ours."""
+    cuda_graphs: bool = True
+    """Capture calls of graphs with state and replay them; the CUDA provider only."""
+    tf32: bool = False
+    """Let the CUDA provider round float32 products to 10 bits."""
 
 
 def available_providers() -> list[str]:
@@ -52,31 +62,30 @@ def _onnxruntime() -> Any:
 
 
 class OnnxRuntimeEngine:
-    """One session; inputs and outputs are bound in place, never copied.
+    """One session; inputs and outputs are bound in place.
+
+    On a GPU it launches on a stream of its own, in order with PyTorch's current one, and the host waits for
+    nothing. With CUDA graphs, inputs and outputs other than the averages are copied to and from fixed
+    buffers; the caller sees no difference, except that nothing else may use the GPU from another thread
+    while a graph is captured, in the second call of its kind.
 
     Args:
         graph: The ONNX file; external data is memory-mapped from beside it.
         spec: What the graph takes and gives.
-        options: Device and threads.
+        options: Device, provider and threads.
 
     Raises:
-        EngineError: If the provider is missing or the graph does not load.
+        EngineError: If the GPU or the provider is missing, or the graph does not load.
+        InputError: If there is no such device or provider.
     """
 
     def __init__(self, graph: Path, spec: GraphSpec, options: OrtOptions | None = None) -> None:
         ort = _onnxruntime()
         options = options or OrtOptions()
         self.spec = spec
-        self.device = torch.device(options.device)
+        self.device = _device(options.device)
         self.name = f"onnxruntime ({options.device})"
-        provider = _PROVIDERS.get(self.device.type)
-        if provider not in ort.get_available_providers():
-            raise EngineError(
-                f"onnxruntime {ort.__version__} here has no provider for {options.device}; "
-                "it has "
-                + ", ".join(ort.get_available_providers())
-                + ". For CUDA: pip install onnxruntime-gpu"
-            )
+        self._cuda: CudaRuns | None = None
         session = ort.SessionOptions()
         session.intra_op_num_threads = options.threads
         session.log_severity_level = 3
@@ -84,35 +93,82 @@ class OnnxRuntimeEngine:
         if options.profile is not None:
             session.enable_profiling = True
             session.profile_file_prefix = str(options.profile)
+        if self.device.type == "cuda":
+            self._open_on_cuda(ort, graph, session, options)
+            return
         try:
-            self._session = ort.InferenceSession(str(graph), session, providers=[provider])
+            self._session = ort.InferenceSession(str(graph), session, providers=[_CPU])
         except Exception as error:
             raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {error}") from error
+
+    def _open_on_cuda(self, ort: Any, graph: Path, session: Any, options: OrtOptions) -> None:
+        provider = options.provider or ort_providers.CUDA
+        self.device = ort_providers.check_gpu(self.device)
+        ort_providers.check_provider(provider, ort.get_available_providers(), ort.__version__)
+        if provider != ort_providers.CUDA:
+            self.name = f"onnxruntime, {provider.removesuffix('ExecutionProvider')} ({options.device})"
+        # Graphs without averages run once a picture; some of their nodes may have to stay on the host.
+        capture = options.cuda_graphs and provider == ort_providers.CUDA
+        capture = capture and any(tensor.name in STATE_PAIRS for tensor in self.spec.inputs)
+        stream = torch.cuda.Stream(self.device)
+
+        def own(name: str) -> dict[str, str]:
+            return ort_providers.provider_options(
+                name, self.device, stream.cuda_stream, cuda_graphs=capture, tf32=options.tf32
+            )
+
+        asked = {**own(provider), **options.provider_options}
+        providers: list[Any] = [(provider, asked)]
+        if provider == ort_providers.TENSORRT:
+            providers.append((ort_providers.CUDA, own(ort_providers.CUDA)))  # for nodes that TensorRT refuses
+        if provider == ort_providers.RTX:
+            session.add_provider_for_devices(ort_providers.rtx_devices(ort, self.device), asked)
+            providers = []
+        try:
+            # Without enable_fallback=0 it would go on silently on the CPU, with pointers into the GPU.
+            self._session = ort.InferenceSession(
+                str(graph), session, providers=providers or None, enable_fallback=0
+            )
+        except Exception as error:
+            raise self._load_error(ort, graph, error, capture) from error
+        if provider not in self._session.get_providers():
+            raise EngineError(
+                f"onnxruntime {ort.__version__} could not start {provider}: its libraries are missing or of "
+                f"another CUDA than PyTorch's {torch.version.cuda}; onnxruntime.print_debug_info() lists them"
+            )
+        self._cuda = CudaRuns(ort, self._session, stream, cuda_graphs=capture)
+
+    def _load_error(self, ort: Any, graph: Path, error: Exception, capture: bool) -> EngineError:
+        if ort_providers.is_out_of_memory(error):
+            return self._memory_error(error)
+        remedy = "; without CUDA graphs it may load: --no-cuda-graphs" if capture else ""
+        return EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {error}{remedy}")
+
+    def _memory_error(self, error: Exception) -> EngineError:
+        return EngineError(
+            f"{self.name} ran out of device memory in {self.spec.name}; generate fewer or smaller pictures "
+            f"per call (--batch-size), or end other programs on this GPU: {error}"
+        )
 
     def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """See :meth:`Engine.run`."""
         sizes = check_feeds(self.spec, feeds, self.device)
-        outputs = allocate_outputs(self.spec, sizes, self.device, out)
-        inputs = {name: tensor.contiguous() for name, tensor in feeds.items()}
-        binding = self._session.io_binding()
-        for name, tensor in inputs.items():
-            binding.bind_input(name, *self._location(tensor))
-        for name, tensor in outputs.items():
-            binding.bind_output(name, *self._location(tensor))
         try:
-            self._session.run_with_iobinding(binding)
+            outputs = allocate_outputs(self.spec, sizes, self.device, out)
+            inputs = {name: tensor.contiguous() for name, tensor in feeds.items()}
+        except torch.OutOfMemoryError as error:
+            raise self._memory_error(error) from error
+        try:
+            if self._cuda is None:
+                self._session.run_with_iobinding(bind(self._session, self.device, inputs, outputs))
+            else:
+                self._cuda.run(inputs, outputs, graph_key(self.spec, sizes, feeds, out))
         except Exception as error:
-            raise EngineError(f"{self.name} failed in {self.spec.name}: {error}") from error
+            if self._cuda is not None and ort_providers.is_out_of_memory(error):
+                raise self._memory_error(error) from error
+            remedy = "; try --no-cuda-graphs" if self._cuda is not None and self._cuda.captures else ""
+            raise EngineError(f"{self.name} failed in {self.spec.name}: {error}{remedy}") from error
         return outputs
-
-    def _location(self, tensor: Tensor) -> tuple[str, int, int, list[int], int]:
-        return (
-            self.device.type,
-            self.device.index or 0,
-            _ELEMENT_TYPES[tensor.dtype],
-            list(tensor.shape),
-            tensor.data_ptr(),
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -120,6 +176,18 @@ class OnnxRuntimeEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._cuda is not None:
+            self._cuda.close()
         if self._session.get_session_options().enable_profiling:
             self._session.end_profiling()
-        del self._session
+        del self._cuda, self._session
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"there is no device {name!r}; take cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"onnxruntime does not run on {name} here; take cpu, cuda or cuda:0")
+    return device

@@ -22,7 +22,11 @@ TORCH_DTYPES = {
 
 @runtime_checkable
 class Engine(Protocol):
-    """A graph made executable. State is an argument and a result; an engine keeps none between calls."""
+    """A graph made executable. State is an argument and a result; an engine keeps none between calls.
+
+    On a GPU, inputs are read and outputs written in the order of PyTorch's current stream, and
+    :meth:`run` need not wait for the device.
+    """
 
     @property
     def name(self) -> str:
@@ -73,7 +77,9 @@ def check_feeds(spec: GraphSpec, feeds: Mapping[str, Tensor], device: torch.devi
                 f"{tensor.name} has dtype {str(fed.dtype).removeprefix('torch.')}, {spec.name} takes "
                 f"{tensor.dtype}; convert it with .to(torch.{tensor.dtype})"
             )
-        if fed.device.type != device.type:
+        # A device without a number stands for whichever one is current.
+        numbers = {fed.device.index, device.index} - {None}
+        if fed.device.type != device.type or len(numbers) > 1:
             raise ContractError(
                 f"{tensor.name} lies on {fed.device}, this engine runs on {device}; "
                 f"move it with .to('{device}')"

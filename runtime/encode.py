@@ -41,6 +41,8 @@ class Encoded:
 class PromptEncoder:
     """CLIP, CLIP and, where present, T5, put together as SD3 was trained.
 
+    Engines may run on different devices; embeddings lie on that of the first.
+
     Args:
         engines: By name of the text encoder.
         tokenizers: By name of the text encoder.
@@ -71,7 +73,7 @@ class PromptEncoder:
         for name in ("text_encoder", "text_encoder_2"):
             limit = self._tokenizers[name].model_max_length
             tokens, cut = self._tokenize(name, prompts, limit)
-            output = self._engines[name].run({"input_ids": tokens})
+            output = self._run(name, tokens)
             states.append(output["penultimate_hidden_state"])
             pooled.append(output["text_embeds"])
         clip = torch.cat(states, dim=-1)
@@ -86,7 +88,12 @@ class PromptEncoder:
         if "text_encoder_3" not in self._engines:
             return like.new_zeros(len(prompts), self._max_sequence_length, self._text_dim)
         tokens, _ = self._tokenize("text_encoder_3", prompts, self._max_sequence_length)
-        return self._engines["text_encoder_3"].run({"input_ids": tokens})["last_hidden_state"].to(like.dtype)
+        return self._run("text_encoder_3", tokens)["last_hidden_state"].to(like.dtype)
+
+    def _run(self, name: str, tokens: Tensor) -> dict[str, Tensor]:
+        engine, device = self._engines[name], self._engines["text_encoder"].device
+        outputs = engine.run({"input_ids": tokens.to(engine.device)})
+        return {name: tensor.to(device) for name, tensor in outputs.items()}
 
     def _tokenize(self, name: str, prompts: Sequence[str], limit: int) -> tuple[Tensor, list[str]]:
         tokenizer = self._tokenizers[name]

@@ -16,11 +16,13 @@ from emag_export.contract import GraphSpec
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.errors import InputError
 from emag_export.runtime.cads import CadsConfig, cads, cads_gamma
+from emag_export.runtime.device import to_device
 from emag_export.runtime.encode import Encoded, PromptEncoder, load_tokenizers
 from emag_export.runtime.loop import Anneal, Conditioning, DenoiseStep, denoise
 from emag_export.runtime.plan import Plan
-from emag_export.runtime.request import GenerationRequest, plan_request, vae_factor
+from emag_export.runtime.request import GenerationRequest, plan_request
 from emag_export.runtime.select import Select, always, lagged_argmax
+from emag_export.runtime.state import StatePool
 
 __all__ = ["EngineOpener", "Pictures", "Pipeline", "Prepared", "cads_annealer", "initial_noise"]
 
@@ -58,6 +60,7 @@ class Pipeline:
     ) -> None:
         self.bundle = bundle
         self._stack = ExitStack()
+        self._states = StatePool()
         with ExitStack() as stack:
             engines = {name: stack.enter_context(open_engine(bundle, name)) for name in bundle.components}
             self._stack = stack.pop_all()
@@ -77,6 +80,7 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._states.clear()
         self._stack.close()
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
@@ -102,7 +106,7 @@ class Pipeline:
         if first.guidance.rule.uncond:
             negative = self.encode([request.negative_prompt for request in requests])
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-        factor = vae_factor(self.bundle)
+        factor = self.bundle.vae_factor
         shape = (plan.contract.in_channels, first.height // factor, first.width // factor)
         return Prepared(
             requests=tuple(requests),
@@ -113,7 +117,7 @@ class Pipeline:
                 pooled=encoded.pooled,
                 negative_embeds=None if negative is None else negative.embeds,
                 negative_pooled=None if negative is None else negative.pooled,
-            ),
+            ).to(self.denoiser.device),
             select=lagged_argmax
             if first.fixed_blocks is None
             else always(first.fixed_blocks, plan.contract.blocks),
@@ -122,26 +126,40 @@ class Pipeline:
         )
 
     def denoise(self, prepared: Prepared) -> Iterator[DenoiseStep]:
-        """Run the loop, yielding after every step."""
-        return denoise(
-            self.denoiser,
-            prepared.plan,
-            prepared.latents,
-            prepared.conditioning,
-            select=prepared.select,
-            anneal=prepared.anneal,
-        )
+        """Run the loop, yielding after every step.
+
+        The averages lie in buffers that the pipeline lends and takes back at the end of the run: the
+        ``state`` of a step is its caller's only until the next step, and the last one's until the next run.
+        """
+        plan, latents, conditioning = prepared.plan, prepared.latents, prepared.conditioning
+        with self._states.lend(plan.contract, latents, conditioning.embeds) as state:
+            yield from denoise(
+                self.denoiser,
+                plan,
+                latents,
+                conditioning,
+                select=prepared.select,
+                anneal=prepared.anneal,
+                state=state,
+            )
 
     def decode(self, latents: Float[Tensor, "images channels latent_height latent_width"]) -> Pictures:
-        """Latents to 8-bit sRGB pictures, one at a time so that memory does not grow with the batch."""
+        """Latents to 8-bit sRGB pictures, one at a time so that memory does not grow with the batch.
+
+        Args:
+            latents: On any device.
+
+        Returns:
+            On the host, where they arrive in one copy.
+        """
         scale, shift = self._vae["scaling_factor"], self._vae.get("shift_factor") or 0.0
         dtype = _input_dtype(self._decoder.spec, "latent_sample")
         samples = [
             self._decoder.run({"latent_sample": (image[None] / scale + shift).to(dtype)})["sample"]
-            for image in latents
+            for image in latents.to(self._decoder.device)
         ]
-        pictures = (torch.cat(samples).float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        return np.asarray((pictures * 255).round().to(torch.uint8).numpy())
+        pictures = (torch.cat(samples).float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        return np.asarray((pictures * 255).round().to(torch.uint8).cpu().numpy())
 
 
 def _input_dtype(spec: GraphSpec, name: str) -> torch.dtype:
@@ -168,7 +186,7 @@ def cads_annealer(plan: Plan, generators: Sequence[torch.Generator]) -> Anneal:
             return conditioning
         embeds = conditioning.embeds
         noise = torch.cat([torch.randn((1, *embeds.shape[1:]), generator=g) for g in generators])
-        mixed = cads(embeds.float(), noise.to(embeds.device), gamma, config)
+        mixed = cads(embeds.float(), to_device(noise, embeds.device), gamma, config)
         return replace(conditioning, embeds=mixed.to(embeds.dtype))
 
     return anneal

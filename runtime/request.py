@@ -78,7 +78,7 @@ class GenerationRequest:
             InputError: If the size does not fit the model.
         """
         contract = bundle.contract
-        cell = contract.patch_size * vae_factor(bundle)
+        cell = contract.patch_size * bundle.vae_factor
         limit = contract.max_grid * cell
         for name, size in (("height", self.height), ("width", self.width)):
             if size < cell or size % cell:
@@ -89,11 +89,6 @@ class GenerationRequest:
                     f"{name} {size} is more than this model's positional embedding covers: {limit}"
                 )
         return self.height // cell, self.width // cell
-
-
-def vae_factor(bundle: Bundle) -> int:
-    """Pixels per latent along a side."""
-    return int(2 ** (len(bundle.config("vae_decoder")["block_out_channels"]) - 1))
 
 
 def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:

@@ -20,7 +20,7 @@ def lagged_argmax(index: int, delta: Float[Tensor, "images layers"]) -> Float[Te
     Source:
         arXiv:2512.17303, eq. 13; per image, where the released code averages over the batch.
     """
-    return torch.nn.functional.one_hot(delta.argmax(dim=1), delta.shape[1]).to(delta.dtype)
+    return torch.zeros_like(delta).scatter_(1, delta.argmax(dim=1, keepdim=True), 1.0)
 
 
 def always(blocks: Sequence[int], candidates: Sequence[int]) -> Select:
@@ -38,10 +38,25 @@ def always(blocks: Sequence[int], candidates: Sequence[int]) -> Select:
             f"block {unknown[0]} is no candidate of this bundle, "
             f"which has {', '.join(map(str, candidates))}; choose among them, or build with --emag-layers"
         )
-    mask = torch.tensor([float(candidate in blocks) for candidate in candidates])
-    return lambda index, delta: mask.to(delta).expand_as(delta)
+    row = tuple(float(candidate in blocks) for candidate in candidates)
+    return lambda index, delta: _every_image(row, delta)
 
 
 def scheduled(masks: Float[Tensor, "steps layers"]) -> Select:
     """A recorded choice, replayed for every image."""
-    return lambda index, delta: masks[index].to(delta).expand_as(delta)
+    rows: list[list[float]] = masks.tolist()
+    return lambda index, delta: _every_image(rows[index], delta)
+
+
+def _every_image(
+    row: Sequence[float], delta: Float[Tensor, "images layers"]
+) -> Float[Tensor, "images layers"]:
+    """The same row for every image, written where ``delta`` lies.
+
+    A fill takes its number along with the kernel; a mask on the host would have to be copied in every step.
+    """
+    mask = torch.zeros_like(delta)
+    for layer, value in enumerate(row):
+        if value:
+            mask[:, layer].fill_(value)
+    return mask

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emag_export.contract import Variant
+from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.engines.eager import EagerEngine
-from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions, available_providers
-from emag_export.engines.protocol import Engine
+from emag_export.engines.ort import OnnxRuntimeEngine
+from emag_export.engines.protocol import Engine, check_feeds
 from emag_export.errors import ContractError, EngineError
 from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
 from tests.conftest import Exported, Exporter
@@ -134,11 +135,15 @@ def test_wrong_buffers_are_refused(
         engine.run(feeds, out={name: buffer})
 
 
-def test_a_missing_provider_is_named_with_the_remedy(graph: Exported) -> None:
-    if "CUDAExecutionProvider" in available_providers():
-        pytest.skip("this onnxruntime has the provider")
-    with pytest.raises(EngineError, match=r"no provider for cuda; it has .*pip install onnxruntime-gpu"):
-        OnnxRuntimeEngine(graph.path, graph.contract.graph, OrtOptions(device="cuda"))
+def test_devices_are_told_apart_by_number() -> None:
+    """A device without a number is whichever one is current, so it fits all of its kind."""
+    spec = GraphSpec(name="part", inputs=(TensorSpec(name="x", dtype="float32", dims=("n",)),), outputs=())
+    with FakeTensorMode():
+        second = {"x": torch.zeros(3, device="cuda:1")}
+    assert check_feeds(spec, second, torch.device("cuda")) == {"n": 3}
+    assert check_feeds(spec, second, torch.device("cuda:1")) == {"n": 3}
+    with pytest.raises(ContractError, match=r"x lies on cuda:1, this engine runs on cuda:0; move it with"):
+        check_feeds(spec, second, torch.device("cuda:0"))
 
 
 def test_a_broken_graph_is_an_engine_error(graph: Exported, tmp_path: Path) -> None:

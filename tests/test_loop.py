@@ -1,6 +1,7 @@
 """The denoising loop on a small forked model in plain PyTorch."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
-from emag_export.errors import InputError
+from emag_export.errors import ContractError, InputError
 from emag_export.runtime.guidance import Guidance
-from emag_export.runtime.loop import Conditioning, ImageStep, call_engine, denoise
+from emag_export.runtime.loop import Conditioning, DenoiseStep, ImageStep, call_engine, denoise
 from emag_export.runtime.plan import EmagWindows, Phase, Plan, make_plan
+from emag_export.runtime.rows import lay_out_rows, place_rows
 from emag_export.runtime.schedule import flow_match_schedule
-from emag_export.runtime.state import EmaState
+from emag_export.runtime.state import EmaState, StatePool
 from tests.conftest import small_fork
 
 # A batched matrix product sums in another order than a single one. Measured: below 5e-6 on latents up to 30.
@@ -190,3 +192,78 @@ def test_a_missing_negative_prompt_is_named(engine: CountingEngine) -> None:
             pooled=torch.zeros(1, 8),
             negative_embeds=torch.zeros(1, TEXT, 16),
         )
+
+
+def test_a_lent_state_is_at_the_same_addresses_in_every_run(engine: CountingEngine) -> None:
+    """So that CUDA graphs, which bake addresses, can be replayed in the next run."""
+    pool, plan, latents, given = StatePool(), plan_of(engine), noise(2), conditioning(2)
+    runs, finished = [], []
+    for _ in range(3):
+        before = len(engine.calls)
+        with pool.lend(plan.contract, latents, given.embeds) as state:
+            *_, step = denoise(engine, plan, latents, given, state=state)
+            finished.append(step.latents)
+        runs.append(engine.calls[before:])
+    assert runs[0] == runs[1] == runs[2]
+    assert torch.equal(finished[0], last(engine, plan, latents, given)), "it began with zeros"
+    assert torch.equal(finished[0], finished[2]), "what the run before left made a difference"
+
+
+def test_a_lent_state_begins_with_zeros_whatever_was_left(engine: CountingEngine) -> None:
+    pool, contract, latents, embeds = StatePool(), plan_of(engine).contract, noise(1), conditioning(1).embeds
+    with torch.inference_mode(), pool.lend(contract, latents, embeds) as state:
+        pointer = state.average.data_ptr()
+        state.average.fill_(torch.nan)
+        state.spare.fill_(torch.nan)
+    with pool.lend(contract, latents, embeds) as state:
+        assert state.average.data_ptr() == pointer
+        assert not state.average.any() and not state.delta.any()
+
+
+def test_no_pair_is_lent_twice_at_once_and_few_are_kept(engine: CountingEngine) -> None:
+    pool, contract, latents, embeds = StatePool(2), plan_of(engine).contract, noise(1), conditioning(1).embeds
+    with ExitStack() as stack:
+        states = [stack.enter_context(pool.lend(contract, latents, embeds)) for _ in range(4)]
+        buffers = [tensor.data_ptr() for state in states for tensor in (state.average, state.spare)]
+        assert len(set(buffers)) == 8
+        with pool.lend(contract, noise(2), conditioning(2).embeds) as other:
+            assert other.average.shape[0] == 2
+    assert len(pool._idle) == 2
+    pool.clear()
+    assert not pool._idle
+
+
+def test_a_generator_that_is_left_gives_its_state_back(engine: CountingEngine) -> None:
+    pool, plan, latents, given = StatePool(), plan_of(engine), noise(1), conditioning(1)
+
+    def run() -> Generator[DenoiseStep, None, None]:
+        with pool.lend(plan.contract, latents, given.embeds) as state:
+            yield from denoise(engine, plan, latents, given, state=state)
+
+    steps = run()
+    next(steps)
+    assert not pool._idle
+    steps.close()
+    assert len(pool._idle) == 1
+
+
+def test_a_state_of_other_sizes_is_refused(engine: CountingEngine) -> None:
+    plan, latents, given = plan_of(engine), noise(2), conditioning(2)
+    state = EmaState.zeros_for(plan.contract, latents[..., :-2], given.embeds)
+    with pytest.raises(ContractError, match="ema_state has size"):
+        next(denoise(engine, plan, latents, given, state=state))
+
+
+def test_predictions_are_views_unless_rows_are_scattered() -> None:
+    """Index tensors would have to be on the device; slices need nothing."""
+    cpu = torch.device("cpu")
+    velocity = torch.arange(6.0).reshape(6, 1, 1, 1)
+    guided = place_rows((Phase.GUIDE, Phase.GUIDE), True, cpu)
+    parts = [part for part in guided.split(velocity) if part is not None]
+    assert [part.flatten().tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert all(part.untyped_storage().data_ptr() == velocity.untyped_storage().data_ptr() for part in parts)
+    mixed = place_rows((Phase.GUIDE, Phase.TRACK), True, cpu)
+    assert isinstance(mixed.cond, Tensor) and mixed.cond.tolist() == list(
+        lay_out_rows([Phase.GUIDE, Phase.TRACK], True).cond
+    )
+    assert place_rows((Phase.GUIDE, Phase.TRACK), True, cpu) is mixed

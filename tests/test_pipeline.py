@@ -1,12 +1,18 @@
 """Prompt to picture on the exported graphs against diffusers' own pipeline."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from emag_export.bundle import Bundle
+from emag_export.engines.protocol import Engine, allocate_outputs, check_feeds
 from emag_export.engines.registry import open_backend
 from emag_export.errors import InputError
 from emag_export.runtime.pipeline import Pipeline
@@ -80,6 +86,61 @@ def test_cads_noise_belongs_to_the_image(tiny_bundle: Path) -> None:
         *_, alone = pipeline.denoise(pipeline.prepare([replace(base, seed=5, prompt=PROMPTS[1])]))
     # Float32 matrix products of another batch size round differently; 1e-5 was measured.
     torch.testing.assert_close(together.latents[1:], alone.latents, atol=1e-4, rtol=0)
+
+
+def test_every_run_of_a_pipeline_uses_the_same_buffers(tiny_bundle: Path) -> None:
+    """Also after one that was left early."""
+    bundle = Bundle(tiny_bundle)
+    with Pipeline(bundle, open_backend("onnxruntime")) as pipeline:
+        prepared = pipeline.prepare([replace(default_request(bundle, PROMPTS[0]), steps=3)])
+        for step in pipeline.denoise(prepared):
+            left = step.state
+            break
+        addresses = {left.average.data_ptr(), left.spare.data_ptr()}
+        for step in pipeline.denoise(prepared):
+            assert {step.state.average.data_ptr(), step.state.spare.data_ptr()} == addresses
+
+
+class ElsewhereEngine:
+    """Takes tensors of a device that holds no numbers; what it gives lies there too, but for pictures."""
+
+    device = torch.device("meta")
+
+    def __init__(self, bundle: Bundle, component: str) -> None:
+        self.name, self.spec = component, bundle.spec(component)
+
+    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        sizes = check_feeds(self.spec, feeds, self.device)
+        if self.name == "vae_decoder":
+            shapes = self.spec.output_shapes(sizes)
+            return {name: torch.zeros(shape) for name, shape in shapes.items()}
+        return allocate_outputs(self.spec, sizes, self.device, out)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "host", [(), ("text_encoder_3",), ("text_encoder", "text_encoder_2", "text_encoder_3")]
+)
+def test_engines_may_run_on_different_devices(host: tuple[str, ...], tiny_bundle: Path) -> None:
+    """Tokens, embeddings, noise and latents go to the engine that takes them; ``host`` stays on the CPU."""
+    bundle, real = Bundle(tiny_bundle), open_backend("onnxruntime")
+
+    def opener(bundle: Bundle, component: str) -> Engine:
+        return real(bundle, component) if component in host else ElsewhereEngine(bundle, component)
+
+    base = replace(default_request(bundle, PROMPTS[0]), steps=4)
+    request = replace(base, guidance=replace(base.guidance, name="emag+cads"))
+    with Pipeline(bundle, opener) as pipeline:
+        *_, last = pipeline.denoise(pipeline.prepare([request]))
+        assert last.latents.device.type == "meta"
+        assert pipeline.decode(last.latents).dtype == np.uint8
+        assert pipeline.decode(torch.zeros(last.latents.shape)).dtype == np.uint8
 
 
 def test_requests_of_one_batch_share_a_plan(tiny_bundle: Path) -> None:

@@ -1,7 +1,7 @@
 """Hold an engine against the reference: step by step on the reference's state, then on its own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def _teacher_forced(engine: Engine, plan: Plan, step: ReferenceStep) -> StepComp
         engine,
         [ImageStep.of(planned)] * images,
         step.latents_before.to(engine.device),
-        _on(step.conditioning, engine.device),
+        step.conditioning.to(engine.device),
         EmaState(
             average=average,
             spare=torch.zeros_like(average),
@@ -192,7 +192,7 @@ def _free_run(
 
     The reference's conditioning of each step is replayed, so random annealing is the same on both sides.
     """
-    conditionings = [_on(step.conditioning, engine.device) for step in kept]
+    conditionings = [step.conditioning.to(engine.device) for step in kept]
     own = denoise(
         engine,
         plan,
@@ -251,17 +251,6 @@ def _settings(engine: Engine, plan: Plan, noise: Rows) -> Mapping[str, str]:
         "steps": str(len(plan.steps)),
         "latents": " x ".join(map(str, noise.shape)),
     }
-
-
-def _on(conditioning: Conditioning, device: torch.device) -> Conditioning:
-    negative, pooled = conditioning.negative_embeds, conditioning.negative_pooled
-    return replace(
-        conditioning,
-        embeds=conditioning.embeds.to(device),
-        pooled=conditioning.pooled.to(device),
-        negative_embeds=None if negative is None else negative.to(device),
-        negative_pooled=None if pooled is None else pooled.to(device),
-    )
 
 
 def _rows(values: Float[Tensor, "images layers"]) -> tuple[tuple[float, ...], ...]:
