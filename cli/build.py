@@ -1,17 +1,21 @@
 """``emag-export build``."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import Progress
 
-from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status
+from emag_export.bundle import Bundle
+from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries
+from emag_export.cli.engine_build import build_engines, engine_build_options, engine_options_of
 from emag_export.cli.options import Blocks, renorm_option, variant_option
-from emag_export.contract import Renorm, Variant
+from emag_export.contract import Variant
 
 if TYPE_CHECKING:
-    from emag_export.exporter.build import BuildProgress
+    from emag_export.exporter.identify import BuildProgress
 
 __all__ = ["command", "phase_reporter"]
 
@@ -33,42 +37,59 @@ _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 @click.option(
     "--overwrite", is_flag=True, help="Replace what is in the folder, once the new bundle is whole."
 )
+@engine_build_options
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for scripts.")
-def command(
-    model: str,
-    output: Path,
-    variant: Variant,
-    renorm: Renorm,
-    blocks: tuple[int, ...] | None,
-    precision: str,
-    revision: str | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    """Export a model into a bundle of ONNX graphs.
+def command(model: str, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Export a model into a bundle of ONNX graphs, and build engines of them with --backend.
 
-    Interrupted, it continues with the same command. A bundle that is up to date is left alone.
+    Interrupted, it continues with the same command. What is up to date is left alone.
     """
-    with status.status("loading PyTorch …"):
-        from emag_export.exporter.build import BuildOptions, build
+    engine_options = engine_options_of(options)
+    bundle = _bundle(model, output, overwrite, options)
+    size = sum(record["bytes"] for record in bundle.files.values())
+    summary: dict[str, Any] = {"bundle": str(output), "key": bundle.manifest["key"], "bytes": size}
+    if engine_options is not None:
+        summary["engines"] = build_engines(bundle, options["backend"], engine_options)
+    if as_json:
+        print_json(summary)
+        return
+    out.print(f"{output}: {bundle.contract.variant}, {len(bundle.components)} graphs, {size / 1e6:.1f} MB")
+    backend = ""
+    if engine_options is not None:
+        engines = summary["engines"]
+        out.print(f"{engines['folder']}: {engines['bytes'] / 1e6:.1f} MB", soft_wrap=True)
+        backend = f"--backend {options['backend']} "
+    out.print(
+        f'Next: emag-export generate {output} {backend}--prompt "…" -o picture.png', style="dim", markup=False
+    )
 
-        quiet_libraries()
-    options = BuildOptions(
-        variant=variant,
-        renorm=renorm,
-        blocks=blocks,
-        precision=_PRECISIONS[precision],
-        revision=revision,
+
+def _bundle(model: str, output: Path, overwrite: bool, options: Mapping[str, Any]) -> Bundle:
+    """The up-to-date bundle: found, or exported now."""
+    from emag_export.exporter.identify import BuildOptions, finished_bundle, identify
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a download would draw over our bar
+    wanted = BuildOptions(
+        variant=options["variant"],
+        renorm=options["renorm"],
+        blocks=options["blocks"],
+        precision=_PRECISIONS[options["precision"]],
+        revision=options["revision"],
         overwrite=overwrite,
     )
     with progress_bar("starting", None) as progress:
-        bundle = build(model, output, options, phase_reporter(progress))
-    size = sum(record["bytes"] for record in bundle.files.values())
-    if as_json:
-        print_json({"bundle": str(output), "key": bundle.manifest["key"], "bytes": size})
-        return
-    out.print(f"{output}: {bundle.contract.variant}, {len(bundle.components)} graphs, {size / 1e6:.1f} MB")
-    out.print(f'Next: emag-export generate {output} --prompt "…" -o picture.png', style="dim", markup=False)
+        report = phase_reporter(progress)
+        plan = identify(model, wanted, report)
+        bundle = finished_bundle(output, plan.key)
+        if bundle is not None:
+            report("bundle", "reuse")
+        else:  # only now: importing PyTorch and diffusers takes seconds
+            report("PyTorch", "load")
+            from emag_export.exporter.build import perform
+
+            quiet_libraries()
+            bundle = perform(plan, output, overwrite=overwrite, on_progress=report)
+    return bundle
 
 
 def phase_reporter(progress: Progress) -> "BuildProgress":

@@ -25,7 +25,14 @@ _PROMPTS = (
     "a small blue circle above a large purple ring on a green background",
     "a large black ring on an orange background",
 )
-_ENGINE = {"backend": "onnxruntime", "device": "cpu", "threads": 0, "batch_size": len(_PROMPTS)}
+_ENGINE = {
+    "backend": "onnxruntime",
+    "device": "cpu",
+    "provider": None,
+    "cuda_graphs": False,
+    "threads": 0,
+    "batch_size": len(_PROMPTS),
+}
 _COLUMNS: Mapping[str, tuple[Variant, str]] = {
     "CFG": (Variant.EMAG_Q, "cfg"),
     "EMAG-Q": (Variant.EMAG_Q, "emag"),
@@ -44,7 +51,8 @@ def command(output: Path) -> None:
     both bundles with PyTorch. What is already there is not made again.
     """
     with status.status("loading PyTorch …"):
-        from emag_export.exporter.build import BuildOptions, build
+        from emag_export.exporter.build import build
+        from emag_export.exporter.identify import BuildOptions
 
         quiet_libraries()
     bundles: dict[Variant, Bundle] = {}

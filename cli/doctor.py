@@ -8,6 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from emag_export.cli.console import out, print_json, table
+from emag_export.engines.tensorrt.flavour import FLAVOURS, Flavour
+from emag_export.engines.tensorrt.gpu import current_gpu
+from emag_export.engines.tensorrt.probe import probe
+from emag_export.errors import EmagError
 
 __all__ = ["command"]
 
@@ -18,6 +22,7 @@ _PACKAGES = {
     "onnx": "pip install onnx",
     "onnxscript": "pip install onnxscript",
     "onnxruntime": "pip install onnxruntime",
+    "polygraphy": 'pip install "emag-export[tensorrt-rtx]", to build engines',
 }
 
 
@@ -35,7 +40,7 @@ def command(as_json: bool) -> None:
         grid.add_row(check["check"], found or "[red]missing[/]", "" if found else check["remedy"])
     out.print(grid)
     for ability in runs:
-        out.print(f"can run: {ability}", style="green")
+        out.print(f"can run: {ability}", style="green", markup=False)
 
 
 def _checks() -> list[dict[str, str]]:
@@ -45,6 +50,7 @@ def _checks() -> list[dict[str, str]]:
         ("free disk here", f"{shutil.disk_usage('.').free / 1e9:.0f} GB", ""),
         ("NVIDIA GPU", _gpu(), ""),
         *((name, _version(name), remedy) for name, remedy in _PACKAGES.items()),
+        *((name, _engine_version(flavour), flavour.install) for name, flavour in FLAVOURS.items()),
     ]
     return [{"check": check, "found": found, "remedy": remedy} for check, found, remedy in facts]
 
@@ -59,7 +65,31 @@ def _abilities() -> list[str]:
             runs.append("onnxruntime on NVIDIA GPUs (--device cuda)")
     if _version("torch"):
         runs.append("PyTorch eager, as reference")
+    for flavour in FLAVOURS.values():
+        if _engine_version(flavour) and (ability := _engine_ability(flavour)):
+            runs.append(ability)
     return runs
+
+
+def _engine_version(flavour: Flavour) -> str:
+    try:
+        return flavour.version()
+    except EmagError:
+        return ""
+
+
+def _engine_ability(flavour: Flavour) -> str | None:
+    """What the installed module can do here, in one line; a GPU it refuses is named with its reason."""
+    built_for = f"builds engines for {', '.join(flavour.targets)}" if flavour.targets else ""
+    try:
+        gpu = current_gpu(flavour)
+    except EmagError:
+        return f"{flavour.backend}: {built_for}; running them needs a GPU" if built_for else None
+    try:
+        probe(flavour)
+    except EmagError as error:
+        return f"{flavour.backend}: {built_for}, but not here: {error}" if built_for else str(error)
+    return f"{flavour.backend}: builds and runs engines on {gpu.name}"
 
 
 def _gpu() -> str:

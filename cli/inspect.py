@@ -15,13 +15,20 @@ __all__ = ["command"]
 
 @click.command("inspect")
 @bundle_argument
+@click.option("--engine", "engines", is_flag=True, help="Show its TensorRT engines instead.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def command(bundle: Path, as_json: bool) -> None:
+def command(bundle: Path, engines: bool, as_json: bool) -> None:
     """Show what a bundle holds: contract, sizes, provenance; and check every file's SHA-256.
 
-    Exits with 4 if a file is missing, truncated or altered.
+    Exits with 4 if a file is missing, truncated or altered. With --engine: profiles, precision and memory of
+    every plan, and on a GPU that runs it what its layers are; exits with 6 if a plan does not match its hash.
     """
     opened = Bundle(bundle)
+    if engines:
+        from emag_export.cli.inspect_engine import inspect_engines
+
+        inspect_engines(opened, as_json=as_json)
+        return
     with status.status("checking hashes …"):
         try:
             opened.check()

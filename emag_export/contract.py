@@ -98,6 +98,10 @@ class GraphSpec:
             raise ContractError(f"{self.name} has no input {', '.join(unknown)}; it takes {', '.join(names)}")
         return solve({spec.name: spec.dims for spec in self.inputs}, shapes)
 
+    def input_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Shape of every input under ``sizes``."""
+        return {spec.name: evaluate(spec.dims, sizes) for spec in self.inputs}
+
     def output_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """Shape of every output under ``sizes``."""
         return {spec.name: evaluate(spec.dims, sizes) for spec in self.outputs}

@@ -5,28 +5,45 @@ from collections.abc import Callable
 from emag_export.bundle import Bundle
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.engines.protocol import Engine
+from emag_export.engines.tensorrt.flavour import FLAVOURS
+from emag_export.engines.tensorrt.open import open_tensorrt
 from emag_export.errors import InputError
 
 __all__ = ["BACKENDS", "open_backend"]
 
-BACKENDS = ("onnxruntime",)
-"""Backends that need nothing but the bundle."""
+BACKENDS = ("onnxruntime", *FLAVOURS)
+"""Backends that need nothing but the bundle, and for TensorRT the engines built into it."""
 
 
-def open_backend(name: str, *, device: str = "cpu", threads: int = 0) -> Callable[[Bundle, str], Engine]:
+def open_backend(
+    name: str,
+    *,
+    device: str = "",
+    threads: int = 0,
+    provider: str | None = None,
+    cuda_graphs: bool = True,
+) -> Callable[[Bundle, str], Engine]:
     """A function that opens components of a bundle on this backend.
 
     Args:
         name: One of :data:`BACKENDS`.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``; empty is the CPU for onnxruntime and the GPU for TensorRT.
         threads: CPU threads; 0 lets the backend choose.
+        provider: Execution provider of onnxruntime on a GPU; None is CUDA's own.
+        cuda_graphs: Capture and replay calls, on a GPU.
 
     Raises:
-        InputError: If there is no such backend.
+        InputError: If there is no such backend, or it does not run on ``device``.
+        MissingDependencyError: If its module is absent.
+        EngineError: If there is no device for it.
     """
     if name not in BACKENDS:
         raise InputError(f"there is no backend {name!r}; choose {', '.join(BACKENDS)}")
-    options = OrtOptions(device=device, threads=threads)
+    if name in FLAVOURS:
+        if device not in ("", "cuda"):
+            raise InputError(f"{name} runs on the GPU, not on {device}; leave out --device")
+        return open_tensorrt(FLAVOURS[name], cuda_graphs=cuda_graphs)
+    options = OrtOptions(device=device or "cpu", threads=threads, provider=provider, cuda_graphs=cuda_graphs)
     return lambda bundle, component: OnnxRuntimeEngine(
         bundle.graph(component), bundle.spec(component), options
     )

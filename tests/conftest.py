@@ -19,14 +19,23 @@ from filelock import FileLock  # noqa: E402
 from emag_export.contract import DenoiserContract, Renorm, Variant  # noqa: E402
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions  # noqa: E402
 from emag_export.exporter.examples import DENOISER_EXAMPLE_SIZES, random_inputs  # noqa: E402
-from emag_export.exporter.fork import ForkedSD3, contract_of  # noqa: E402
+from emag_export.exporter.fork import ForkedSD3  # noqa: E402
+from emag_export.exporter.identify import contract_of  # noqa: E402
 from emag_export.exporter.onnx_export import export_graph  # noqa: E402
 from tests.bundles import (  # noqa: E402, F401  fixtures of several files
     shared_folder,
     small_bundle,
     small_pipeline,
     tiny_bundle,
+    tiny_bundles,
 )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need a GPU say why they do not run."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no NVIDIA GPU")
+
 
 GOLDEN = Path(__file__).parent / "golden"
 BLOCKS = (1, 2)

@@ -1,0 +1,159 @@
+"""Engines for every graph of a bundle: what is up to date stays, the rest is built one by one."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from emag_export.bundle import Bundle
+from emag_export.contract import GraphSpec
+from emag_export.engines.tensorrt.builder import build_plan
+from emag_export.engines.tensorrt.flavour import CURRENT, Flavour
+from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
+from emag_export.engines.tensorrt.options import EngineOptions
+from emag_export.engines.tensorrt.profiles import Profile, profiles_of
+from emag_export.engines.tensorrt.store import EngineFolder, PlanRecord, plan_key
+
+__all__ = ["EngineBuild", "EngineProgress", "plan_engine_build", "rebuild_command"]
+
+EngineProgress = Callable[[str, str, int, int], None]
+"""Called with (component, phase, step, steps); phase ``reuse`` means that its plan is up to date."""
+
+
+def rebuild_command(bundle: Bundle, backend: str, targets: tuple[str, ...] = (CURRENT,)) -> str:
+    """What to type to build the engines of a bundle anew."""
+    contract = bundle.contract
+    precision = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[contract.precision]
+    command = [
+        f"emag-export build --model {bundle.provenance.model} --variant {contract.variant}",
+        f"--emag-layers {','.join(map(str, contract.blocks))}",
+        f"--precision {precision} --backend {backend}",
+        *(f"--target {target}" for target in targets),
+        f"-o {bundle.path}",
+    ]
+    return " ".join(command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    component: str
+    spec: GraphSpec
+    profiles: tuple[Profile, ...]
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineBuild:
+    """A checked build: where its plans go, and which of them are still to be made."""
+
+    bundle: Bundle
+    flavour: Flavour
+    options: EngineOptions
+    version: str
+    gpu: Gpu | None
+    """The device it is for; None where it is for named targets."""
+    folder: EngineFolder
+    parts: tuple[_Part, ...]
+    missing: tuple[str, ...]
+    """Components without an up-to-date plan."""
+
+    def run(self, on_progress: EngineProgress) -> dict[str, PlanRecord]:
+        """Build what is missing; each plan is saved as soon as it is done.
+
+        Raises:
+            EngineError: If a build fails; plans that were finished stay.
+            KeyboardInterrupt: After Ctrl-C; likewise.
+        """
+        for part in self.parts:
+            if part.component not in self.missing:
+                on_progress(part.component, "reuse", 1, 1)
+                continue
+            graph = self.bundle.graph(part.component)
+            if self.gpu is not None:
+                need = _weights(graph) + _inputs_and_outputs(part)
+                require_memory(self.gpu, need, f"building {part.component}")
+
+            def report(phase: str, step: int, steps: int, component: str = part.component) -> None:
+                on_progress(component, phase, step, steps)
+
+            if self.options.timing_cache:
+                self.folder.path.mkdir(parents=True, exist_ok=True)
+            plan = build_plan(
+                graph,
+                part.spec,
+                part.profiles,
+                self.flavour,
+                self.options,
+                timing_cache=self.folder.timing_cache if self.options.timing_cache else None,
+                on_phase=report,
+            )
+            self.folder.save(
+                part.component,
+                plan,
+                key=part.key,
+                header={
+                    "backend": self.flavour.backend,
+                    "version": self.version,
+                    "targets": list(self.options.targets),
+                    "device": None if self.gpu is None else self.gpu.name,
+                },
+                precision=self.bundle.contract.precision,
+                profiles=part.profiles,
+                options=self.options,
+            )
+        return self.folder.records()
+
+
+def plan_engine_build(bundle: Bundle, flavour: Flavour, options: EngineOptions) -> EngineBuild:
+    """Check everything that can be checked before a build, and find what is already there.
+
+    Raises:
+        InputError: If an option does not fit the module or the model.
+        MissingDependencyError: If the module is absent.
+        EngineError: If it is for this machine's GPU and there is none that fits.
+    """
+    options.check(flavour)
+    version = flavour.version()
+    gpu = current_gpu(flavour, instead=flavour.without_gpu()) if options.targets == (CURRENT,) else None
+    place = "+".join(options.targets) if gpu is None else gpu.slug
+    parts = []
+    for component in bundle.components:
+        profiles = profiles_of(bundle, component, options, flavour)
+        key = plan_key(
+            bundle,
+            component,
+            backend=flavour.backend,
+            version=version,
+            device=None if gpu is None else gpu.name,
+            profiles=profiles,
+            options=options,
+        )
+        parts.append(_Part(component=component, spec=bundle.spec(component), profiles=profiles, key=key))
+    folder = EngineFolder.of(
+        bundle,
+        backend=flavour.backend,
+        version=version,
+        place=re.sub(r"[^\w.+-]", "-", place),
+        rebuild=rebuild_command(bundle, flavour.backend, options.targets),
+    )
+    missing = tuple(part.component for part in parts if not folder.holds(part.component, part.key))
+    return EngineBuild(
+        bundle=bundle,
+        flavour=flavour,
+        options=options,
+        version=version,
+        gpu=gpu,
+        folder=folder,
+        parts=tuple(parts),
+        missing=missing,
+    )
+
+
+def _weights(graph: Path) -> int:
+    return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
+
+
+def _inputs_and_outputs(part: _Part) -> int:
+    """Bytes of all inputs and outputs at the largest sizes: a lower bound, known before anything is built."""
+    sizes = {name: size.max for name, size in part.profiles[-1].items()}
+    return sum(tensor.nbytes(sizes) for tensor in (*part.spec.inputs, *part.spec.outputs))

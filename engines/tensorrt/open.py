@@ -1,0 +1,76 @@
+"""Open the components of a bundle on TensorRT: find the folder for this GPU, check, load."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emag_export.bundle import Bundle
+from emag_export.engines.tensorrt.build import rebuild_command
+from emag_export.engines.tensorrt.flavour import Flavour
+from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
+from emag_export.engines.tensorrt.store import EngineFolder, engine_folders
+from emag_export.errors import EngineError
+
+if TYPE_CHECKING:
+    from emag_export.engines.tensorrt.runner import TensorRTEngine
+
+__all__ = ["find_engine_folder", "open_tensorrt"]
+
+
+def find_engine_folder(bundle: Bundle, flavour: Flavour, gpu: Gpu) -> EngineFolder:
+    """The folder of plans that fits the installed version and this GPU.
+
+    A folder built on this very GPU model comes before one built for its compute capability.
+
+    Raises:
+        EngineError: If there is none, with the command that builds it, and what else is there.
+    """
+    version, rebuild = flavour.version(), rebuild_command(bundle, flavour.backend)
+    others = []
+    for path in sorted(engine_folders(bundle), key=lambda folder: not folder.name.endswith(gpu.slug)):
+        folder = EngineFolder(path, rebuild)
+        header = folder.header()
+        fits = header.get("device") == gpu.name or gpu.target in header.get("targets", ())
+        if header.get("backend") == flavour.backend and header.get("version") == version and fits:
+            return EngineFolder(path, rebuild_command(bundle, flavour.backend, tuple(header["targets"])))
+        others.append(path.name)
+    there = f" It has {', '.join(others)}." if others else ""
+    raise EngineError(
+        f"{bundle.path} has no engines for {flavour.backend} {version} on {gpu.name} ({gpu.target}).{there} "
+        f"Build them: {rebuild}"
+    )
+
+
+def open_tensorrt(
+    flavour: Flavour, *, cuda_graphs: bool = True, weight_budget: int | None = None
+) -> Callable[[Bundle, str], "TensorRTEngine"]:
+    """A function that opens components of a bundle; what it opens shares one stream and scratch memory.
+
+    Raises:
+        MissingDependencyError: If the module is absent.
+        EngineError: If there is no GPU that fits.
+    """
+    flavour.load()
+    gpu = current_gpu(flavour)
+
+    import torch
+
+    from emag_export.engines.tensorrt.runner import RunOptions, StoredPlan, TensorRTEngine
+    from emag_export.engines.tensorrt.workspace import Workspace
+
+    workspace = Workspace(torch.device("cuda", torch.cuda.current_device()))
+    options = RunOptions(cuda_graphs=cuda_graphs, weight_budget=weight_budget)
+
+    def open_component(bundle: Bundle, component: str) -> TensorRTEngine:
+        folder = find_engine_folder(bundle, flavour, gpu)
+        path, record = folder.plan(bundle, component)
+        if not record.options["weight_streaming"]:
+            require_memory(current_gpu(flavour), record.memory.get("weights", 0), f"loading {path.name}")
+
+        def graph() -> Path:
+            return bundle.graph(component)
+
+        plan = StoredPlan(component=component, path=path, record=record, folder=folder, graph=graph)
+        return TensorRTEngine(plan, bundle.spec(component), flavour, workspace, options)
+
+    return open_component

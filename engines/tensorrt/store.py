@@ -1,0 +1,239 @@
+"""Plans on disk: found by their key, checked by their hash, never trusted.
+
+``engines/<backend>-<version>-<target or device>/`` in a bundle holds one plan per component and
+``engine.json``, which says of every plan what it was built from (its key), how, and its SHA-256.
+"""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emag_export.bundle import ENGINES, Bundle
+from emag_export.engines.tensorrt.builder import BuiltPlan
+from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
+from emag_export.engines.tensorrt.profiles import Profile
+from emag_export.errors import EngineError
+from emag_export.hashing import hash_file, hash_json
+
+__all__ = ["EngineFolder", "PlanRecord", "engine_folders", "plan_key"]
+
+_RECORD = "engine.json"
+_FORMAT = 1
+_RUNTIME_CACHE = "{component}.kernels"
+_TIMING_CACHE = "timing.cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """What ``engine.json`` says of one plan."""
+
+    key: str
+    file: str
+    bytes: int
+    sha256: str
+    precision: str
+    profiles: tuple[Profile, ...]
+    options: Mapping[str, Any]
+    memory: Mapping[str, int]
+    """Bytes on the device at the largest sizes: scratch, activation, weights."""
+    warnings: tuple[str, ...]
+    seconds: float
+    """Time the build took."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "PlanRecord":
+        """Inverse of :func:`dataclasses.asdict`."""
+        profiles = tuple(
+            {name: SizeRange(**size) for name, size in profile.items()} for profile in data["profiles"]
+        )
+        return cls(**{**data, "profiles": profiles, "warnings": tuple(data["warnings"])})
+
+
+def plan_key(
+    bundle: Bundle,
+    component: str,
+    *,
+    backend: str,
+    version: str,
+    device: str | None,
+    profiles: tuple[Profile, ...],
+    options: EngineOptions,
+) -> str:
+    """Hash of everything that decides a plan.
+
+    Args:
+        bundle: Holds the graph.
+        component: Which graph.
+        backend: Name of the flavour.
+        version: Of its module.
+        device: Name of the GPU where it is built for that one.
+        profiles: Sizes.
+        options: Targets and flags.
+    """
+    graph = {
+        path: record["sha256"]
+        for path, record in bundle.files.items()
+        if path.startswith(f"{component}/model.onnx")
+    }
+    sizes = [{name: asdict(size) for name, size in profile.items()} for profile in profiles]
+    return hash_json([_FORMAT, graph, backend, version, device, sizes, options.to_json()])
+
+
+class EngineFolder:
+    """The plans of one backend, version and target.
+
+    Args:
+        path: The folder; it need not exist yet.
+        rebuild: Command that builds its plans anew, for errors.
+    """
+
+    def __init__(self, path: Path, rebuild: str) -> None:
+        self.path = path
+        self.rebuild = rebuild
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, backend: str, version: str, place: str, rebuild: str) -> "EngineFolder":
+        """The folder inside a bundle for a backend, its version, and a target or device."""
+        return cls(bundle.path / ENGINES / f"{backend}-{version}-{place}", rebuild)
+
+    @property
+    def timing_cache(self) -> Path:
+        """Kernel timings of earlier builds."""
+        return self.path / _TIMING_CACHE
+
+    def runtime_cache(self, component: str) -> Path:
+        """Kernels that were compiled on this GPU when the engine first ran."""
+        return self.path / _RUNTIME_CACHE.format(component=component)
+
+    def header(self) -> dict[str, Any]:
+        """Backend, version, targets and device; empty where nothing has been built."""
+        return {name: value for name, value in self._read().items() if name != "plans"}
+
+    def records(self) -> dict[str, PlanRecord]:
+        """Plans by component, as recorded; the files themselves are checked when they are used."""
+        try:
+            return {
+                component: PlanRecord.from_json(data) for component, data in self._read()["plans"].items()
+            }
+        except (TypeError, KeyError, AttributeError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / _RECORD
+        if not path.is_file():
+            return {"plans": {}}
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise self._damaged("it was written by another version of emag-export")
+        return data
+
+    def _damaged(self, reason: str) -> EngineError:
+        return EngineError(f"{self.path / _RECORD} cannot be used ({reason}); rebuild: {self.rebuild}")
+
+    def holds(self, component: str, key: str) -> bool:
+        """Whether a whole plan with this key is here."""
+        try:
+            record = self.records().get(component)
+            if record is None or record.key != key:
+                return False
+            self._check(record)
+        except EngineError:
+            return False
+        return True
+
+    def plan(self, bundle: Bundle, component: str) -> tuple[Path, PlanRecord]:
+        """Path and record of one plan, after checking its key and its hash.
+
+        Raises:
+            EngineError: If it is absent, damaged, or was built from something else.
+        """
+        record, header = self.records().get(component), self.header()
+        if record is None:
+            raise EngineError(f"{self.path} has no plan of {component}; build it: {self.rebuild}")
+        key = plan_key(
+            bundle,
+            component,
+            backend=str(header.get("backend")),
+            version=str(header.get("version")),
+            device=header.get("device"),
+            profiles=record.profiles,
+            options=EngineOptions.from_json(record.options),
+        )
+        if record.key != key:
+            raise EngineError(
+                f"the plan {self.path / record.file} was built from another graph, or its record was "
+                f"edited; rebuild: {self.rebuild}"
+            )
+        self._check(record)
+        return self.path / record.file, record
+
+    def _check(self, record: PlanRecord) -> None:
+        path = self.path / record.file
+        if not path.is_file() or path.stat().st_size != record.bytes or hash_file(path) != record.sha256:
+            raise EngineError(
+                f"{path} is missing or does not match its SHA-256: it was damaged or replaced; "
+                f"rebuild: {self.rebuild}"
+            )
+
+    def save(
+        self,
+        component: str,
+        plan: BuiltPlan,
+        *,
+        key: str,
+        header: Mapping[str, Any],
+        precision: str,
+        profiles: tuple[Profile, ...],
+        options: EngineOptions,
+    ) -> PlanRecord:
+        """Write a plan, then its record: an interruption in between leaves the older record or none."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / f"{component}.plan"
+        _replace(file, plan.data)
+        self.runtime_cache(component).unlink(missing_ok=True)
+        record = PlanRecord(
+            key=key,
+            file=file.name,
+            bytes=len(plan.data),
+            sha256=hash_file(file),
+            precision=precision,
+            profiles=profiles,
+            options=options.to_json(),
+            memory=plan.memory,
+            warnings=plan.warnings,
+            seconds=round(plan.seconds, 2),
+        )
+        try:
+            plans = self._read()["plans"]
+        except EngineError:
+            plans = {}
+        data = {"format": _FORMAT, **header, "plans": {**plans, component: asdict(record)}}
+        _replace(self.path / _RECORD, (json.dumps(data, indent=2) + "\n").encode())
+        return record
+
+    def save_runtime_cache(self, component: str, data: bytes) -> None:
+        """Keep kernels that were compiled on this GPU, where the folder can be written."""
+        with contextlib.suppress(OSError):
+            _replace(self.runtime_cache(component), data)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside, then rename: nobody ever sees half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def engine_folders(bundle: Bundle) -> list[Path]:
+    """Folders of plans in a bundle, sorted by name."""
+    root = bundle.path / ENGINES
+    return sorted(path for path in root.iterdir() if (path / _RECORD).is_file()) if root.is_dir() else []
