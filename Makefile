@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck format bench clean distclean
+.PHONY: help demo test gpu lint typecheck format bench clean distclean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ demo: $(STAMP)  ## Export the bundled tiny model and draw pictures with it into 
 
 test: lint  ## Lint, then run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+gpu: $(STAMP)  ## What only an NVIDIA GPU can show: its tests, then every engine against PyTorch
+	$(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python -m benchmarks.gpu --output benchmarks/results
 
 lint: $(STAMP)  ## Formatting, style, types and the import arrows between rooms
 	$(BIN)/ruff format --check .
