@@ -33,6 +33,12 @@ __all__ = ["command", "generate_all"]
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="PNG file, or folder for several."
 )
+@click.option(
+    "--previews",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Every N steps, write what is seen so far into the folder previews/ beside the picture.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace pictures that were made from other parameters.")
 @click.option(
     "--like", type=click.Path(path_type=Path), help="Take all parameters from this PNG; options change them."
@@ -111,13 +117,14 @@ def _unfinished(
     import os
 
     from emag_export.runtime.metadata import read_picture_record
+    from emag_export.runtime.preview import PREVIEWS
 
     folder = output if output.suffix.lower() != ".png" else output.parent
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{existing} cannot be written to; give another place with -o")
     if output.is_dir() and not overwrite:
-        expected = set(paths)
+        expected = {*paths, output / PREVIEWS}
         if foreign := [path for path in sorted(output.iterdir()) if path not in expected]:
             raise InputError(
                 f"{output} is not empty ({foreign[0].name}); give another folder, or add --overwrite"
@@ -150,12 +157,14 @@ def generate_all(
         bundle: To run.
         requests: May differ in prompt, negative prompt and seed only.
         paths: One PNG per request.
-        options: ``backend``, ``device``, ``threads``, ``batch_size``.
+        options: ``backend``, ``device``, ``threads``, ``batch_size``; ``previews`` where wanted.
     """
     from emag_export.runtime.metadata import save_picture
     from emag_export.runtime.pipeline import Pipeline
+    from emag_export.runtime.preview import preview_saver
 
     size = options["batch_size"]
+    save_previews = preview_saver(bundle, options.get("previews"))
     batches = range(0, len(requests), size)
     with (
         Pipeline(bundle, opener_of(bundle, options)) as pipeline,
@@ -166,12 +175,13 @@ def generate_all(
             for request, cut in zip(prepared.requests, prepared.cut, strict=True):
                 if cut:
                     status.print(
-                        f"warning: the prompt is too long, cut off: “{cut}” (of “{request.prompt}”)",
+                        f"warning: the prompt is too long: {cut.describe()} (of “{request.prompt}”)",
                         style="yellow",
                         markup=False,
                     )
             latents = prepared.latents
             for step in pipeline.denoise(prepared):
+                save_previews(latents, step, paths[start : start + size])
                 latents = step.latents
                 progress.advance(progress.task_ids[0])
             pictures = pipeline.decode(latents)
