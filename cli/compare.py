@@ -26,6 +26,19 @@ DEFAULT_PROMPT = "a large red circle to the left of a small blue square on a yel
 @click.option("--prompt", "prompts", multiple=True, help="Repeatable; all run as one batch.")
 @click.option("--negative-prompt", help="What to stay away from.")
 @click.option("--seed", type=int, help="Of the first picture; the next ones count up. Default 0.")
+@click.option(
+    "--against",
+    type=click.Choice(["reference"]),
+    default="reference",
+    show_default=True,
+    help="reference: the released algorithm in PyTorch, float32.",
+)
+@click.option(
+    "--floor/--no-floor",
+    default=True,
+    show_default=True,
+    help="For half precision: judge the engine by what PyTorch loses in it, too; costs one more run.",
+)
 @click.option("--reference", "model", help="Where the source model is now, if it has moved.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for report.html, plot and JSON.")
 @sampling_options
@@ -37,6 +50,9 @@ def command(bundle: Path, model: str | None, report: Path | None, as_json: bool,
     The reference is the released algorithm on the diffusers model: two full passes per step, float32.
     Every step is checked on the reference's own state, then a whole run on the engine's.
     Exits with 1 if a figure lies above its threshold.
+
+    A bundle without text encoders gets random embeddings, one without a decoder no pictures. A model too
+    large to lie in memory beside its engine runs first and is let go.
     """
     opened = Bundle(bundle)
     prompts = read_prompts(options["prompts"] or (DEFAULT_PROMPT,), None)
@@ -65,21 +81,31 @@ def command(bundle: Path, model: str | None, report: Path | None, as_json: bool,
 def run_comparison(
     bundle: Bundle, requests: list[GenerationRequest], model: str | None, options: dict[str, Any]
 ) -> "Comparison":
-    """Compare with a progress bar."""
+    """Compare with a progress bar.
+
+    Args:
+        bundle: To check.
+        requests: One per image.
+        model: Where the source model is now, if it has moved.
+        options: Of the engine, and ``floor``. On PyTorch there is none: engine and floor would be the same.
+    """
+    floor = options.get("floor", True) and options["backend"] != "torch"
     with status.status("loading engines and reference …"):
         from emag_export.reference.check_bundle import check_bundle
 
         quiet_libraries()
-        opener = opener_of(bundle, options)
+        opener = opener_of(bundle, {**options, "model": model})
     with progress_bar("comparing", 2 * requests[0].steps) as progress:
 
         def advanced(done: int, total: int) -> None:
             progress.update(progress.task_ids[0], completed=done, total=total)
 
-        return check_bundle(bundle, opener, requests, model=model, progress=advanced)
+        return check_bundle(bundle, opener, requests, model=model, floor=floor, progress=advanced)
 
 
 def _print(comparison: "Comparison") -> None:
+    from emag_export.reference.thresholds import FLOOR_FACTOR, VELOCITIES
+
     grid = table("", "phase", ">uncond", ">cond", ">perturbed", ">E", ">Δ", ">cosine", "next block")
     for step in comparison.steps:
         shown = [step.errors.get(name) for name in ("uncond", "cond", "perturbed", "ema_state", "delta")]
@@ -96,15 +122,23 @@ def _print(comparison: "Comparison") -> None:
         error.max_abs
         for step in comparison.steps
         for name, error in step.errors.items()
-        if name in ("uncond", "cond", "perturbed")
+        if name in VELOCITIES
     )
     out.print(
         f"teacher-forced: largest velocity error {velocities:.1e}; "
         f"{sum(choices)} of {len(choices)} choices agree"
     )
+    if comparison.floor is not None:
+        out.print(
+            f"floor: {comparison.floor.ratio:.2f} times what PyTorch loses in {comparison.precision}, "
+            f"{FLOOR_FACTOR:g} is allowed"
+        )
     out.print(f"free-running: latents differ by {comparison.free[-1].max_abs:.1e} after the last step")
+    out.print(f"embeddings: {comparison.settings['embeddings']}")
     for pair in comparison.pictures:
         out.print(f"picture: PSNR {pair.psnr:.1f} dB, SSIM {pair.ssim:.5f}")
+    if not comparison.pictures:
+        out.print("picture: none, the bundle has no decoder")
     for tie in comparison.ties():
         out.print(tie, style="yellow")
     if comparison.passed:

@@ -110,7 +110,7 @@ def opener_of(bundle: Bundle, options: Mapping[str, Any]) -> "EngineOpener":
     if options["backend"] == "torch":
         from emag_export.exporter.eager import open_eager, source_of
 
-        return open_eager(source_of(bundle), options["device"] or "cpu")
+        return open_eager(source_of(bundle, options.get("model")), options["device"] or "cpu")
     from emag_export.engines.registry import open_backend
 
     names = ("device", "threads", "provider", "cuda_graphs")

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,26 +22,16 @@ from emag_export.reference.comparison import Choice, Comparison
 from emag_export.reference.report import write_report
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.guidance import Guidance, Rows
-from emag_export.runtime.loop import Conditioning
 from emag_export.runtime.plan import Phase, Plan, make_plan
 from emag_export.runtime.schedule import flow_match_schedule
+from tests.reference_inputs import golden_model, random_inputs
 
-MODEL = Path(__file__).parent / "golden" / "mmdit"
 STEPS = 8
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The model is too small to gain from threads, which only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def model() -> SD3Transformer2DModel:
-    return SD3Transformer2DModel.from_pretrained(MODEL).eval()
+    return golden_model()
 
 
 def plan_for(model: SD3Transformer2DModel, precision: str = "float32") -> Plan:
@@ -56,15 +46,8 @@ def engine_of(model: SD3Transformer2DModel, contract: DenoiserContract) -> Eager
 
 @pytest.fixture(scope="module")
 def reference(model: SD3Transformer2DModel) -> list[ReferenceStep]:
-    generator = torch.Generator().manual_seed(11)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(2, *shape, generator=generator)
-
-    conditioning = Conditioning(
-        embeds=normal(7, 32), pooled=normal(32), negative_embeds=normal(7, 32), negative_pooled=normal(32)
-    )
-    return list(two_pass_denoise(model, plan_for(model), normal(4, 16, 12), conditioning))
+    latents, conditioning = random_inputs(model, seed=14, tokens=7, size=(16, 12))
+    return list(two_pass_denoise(model, plan_for(model), latents, conditioning))
 
 
 def decode(latents: Rows) -> Pictures:
@@ -210,10 +193,11 @@ def test_half_precision_passes_its_own_threshold(
     model: SD3Transformer2DModel, reference: list[ReferenceStep]
 ) -> None:
     plan = plan_for(model, "float16")
-    half = SD3Transformer2DModel.from_pretrained(MODEL, torch_dtype=torch.float16).eval()
-    result = compare(engine_of(half, plan.contract), plan, reference)
+    engine = engine_of(golden_model(torch.float16), plan.contract)
+    result = compare(engine, plan, reference)
     assert result.failures() == []
     assert not replace(result, precision="float32").passed
+    assert result.floor is None
 
 
 @pytest.mark.parametrize(("steps", "message"), [([], "has no step"), ([2], "is not step 0 of the plan")])

@@ -1,9 +1,7 @@
 """The two-pass reference: it reproduces the released numbers, and the fork reproduces it."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +20,7 @@ from emag_export.runtime.loop import Conditioning, denoise
 from emag_export.runtime.plan import EmagWindows, Phase, Plan, make_plan
 from emag_export.runtime.schedule import flow_match_schedule
 from tests.golden.case import GoldenCase
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.reference_inputs import GOLDEN, golden_model, random_inputs
 
 PER_IMAGE_CASES = ("query-emag-only", "map-emag-only-wide", "map-imgtxt", "query-fixed-layers")
 """One image and one row, or fixed blocks: our per-image choice is the released one."""
@@ -43,20 +40,6 @@ difference measured over eight steps, all models and variants, is 3.1e-6. Ten ti
 processors."""
 
 STEPS = 8
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These models are too small to gain from threads, which only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def golden_model() -> SD3Transformer2DModel:
-    return SD3Transformer2DModel.from_pretrained(GOLDEN / "mmdit").eval()
 
 
 def small_model(kind: str) -> SD3Transformer2DModel:
@@ -92,22 +75,6 @@ def small_models() -> dict[str, SD3Transformer2DModel]:
     return {kind: small_model(kind) for kind in ("sd3", "sd3.5")}
 
 
-def inputs(model: SD3Transformer2DModel, images: int = 2, seed: int = 5) -> tuple[Tensor, Conditioning]:
-    """Noise of 12 x 8 latents, five text tokens."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(images, *shape, generator=generator)
-
-    text, pooled = model.config.joint_attention_dim, model.config.pooled_projection_dim
-    return normal(model.config.in_channels, 12, 8), Conditioning(
-        embeds=normal(5, text),
-        pooled=normal(pooled),
-        negative_embeds=normal(5, text),
-        negative_pooled=normal(pooled),
-    )
-
-
 def plan_for(
     model: SD3Transformer2DModel,
     variant: Variant,
@@ -127,13 +94,14 @@ def differing_choice(index: int, delta: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", [*PER_IMAGE_CASES, *REPLAYED_CASES])
-def test_it_reproduces_the_released_numbers(golden_model: SD3Transformer2DModel, name: str) -> None:
+def test_it_reproduces_the_released_numbers(name: str) -> None:
     """Measured: 2.6e-6 over 28 steps, 6e-4 where the released code kept E in float16."""
     case = GoldenCase.load(GOLDEN / f"{name}.npz")
     own_choice = name in PER_IMAGE_CASES
-    contract = contract_of(golden_model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm)
+    model = golden_model()
+    contract = contract_of(model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm)
     steps = two_pass_denoise(
-        golden_model,
+        model,
         case.plan(contract),
         case.arrays["latents0"],
         case.conditioning(),
@@ -162,7 +130,7 @@ def test_the_fork_is_two_passes(
 ) -> None:
     model = small_models[kind]
     plan = plan_for(model, variant, blocks, renorm)
-    latents, conditioning = inputs(model)
+    latents, conditioning = random_inputs(model)
     engine = EagerEngine(ForkedSD3(model, plan.contract).eval(), plan.contract.graph)
     ours = denoise(engine, plan, latents, conditioning, select=differing_choice)
     reference = two_pass_denoise(model, plan, latents, conditioning, select=differing_choice)
@@ -182,7 +150,7 @@ def test_an_image_does_not_depend_on_its_neighbours(small_models: dict[str, SD3T
     """Batched and single matrix products round differently; measured 2.2e-6."""
     model = small_models["sd3"]
     plan = plan_for(model, Variant.EMAG, (1, 2, 4))
-    latents, both = inputs(model)
+    latents, both = random_inputs(model)
     assert both.negative_embeds is not None
     assert both.negative_pooled is not None
     together = list(two_pass_denoise(model, plan, latents, both))
@@ -204,7 +172,7 @@ def test_steps_hand_over_to_one_another(small_models: dict[str, SD3Transformer2D
     plan = plan_for(
         model, Variant.EMAG_Q, (2, 3), windows=EmagWindows(start=180, delta=40, stop=40, strength=0.5)
     )
-    latents, conditioning = inputs(model)
+    latents, conditioning = random_inputs(model)
     steps = list(two_pass_denoise(model, plan, latents, conditioning))
     assert [step.plan.phase for step in steps][:1] == [Phase.PLAIN]
     assert not steps[0].average_before.any()
@@ -225,7 +193,7 @@ def test_steps_hand_over_to_one_another(small_models: dict[str, SD3Transformer2D
 def test_strength_zero_changes_nothing(small_models: dict[str, SD3Transformer2DModel]) -> None:
     """Up to rounding: an explicit softmax map and fused attention differ by 5e-7 (measured)."""
     model = small_models["sd3"]
-    latents, conditioning = inputs(model)
+    latents, conditioning = random_inputs(model)
     plan = plan_for(model, Variant.EMAG_I, (1, 2), windows=EmagWindows(strength=0.0))
     for step in two_pass_denoise(model, plan, latents, conditioning):
         assert (step.predictions.perturbed - step.predictions.cond).abs().max() <= 1e-5
@@ -237,7 +205,7 @@ def processors(model: SD3Transformer2DModel) -> list[object]:
 
 def test_the_model_is_its_own_again_after_every_step() -> None:
     model = small_model("sd3")
-    latents, conditioning = inputs(model)
+    latents, conditioning = random_inputs(model)
     before = processors(model)
     steps = two_pass_denoise(model, plan_for(model, Variant.EMAG, (1, 2, 4)), latents, conditioning)
     next(steps)
@@ -248,7 +216,7 @@ def test_the_model_is_its_own_again_after_every_step() -> None:
 
 def test_the_model_is_its_own_again_after_an_error() -> None:
     model = small_model("sd3")
-    latents, conditioning = inputs(model)
+    latents, conditioning = random_inputs(model)
     before = processors(model)
 
     def fail(module: object, args: object) -> None:
@@ -269,7 +237,7 @@ def test_another_attention_processor_is_refused() -> None:
         pass
 
     model.transformer_blocks[2].attn.set_processor(AdapterProcessor())
-    latents, conditioning = inputs(model)
+    latents, conditioning = random_inputs(model)
     steps = two_pass_denoise(model, plan_for(model, Variant.EMAG, (1, 2)), latents, conditioning)
     with pytest.raises(ModelError, match=r"block 2 .*AdapterProcessor.*set_attn_processor"):
         next(steps)
@@ -277,7 +245,7 @@ def test_another_attention_processor_is_refused() -> None:
 
 def test_a_plan_for_another_model_is_refused(small_models: dict[str, SD3Transformer2DModel]) -> None:
     model = small_models["sd3"]
-    latents, conditioning = inputs(model)
+    latents, conditioning = random_inputs(model)
     plan = plan_for(model, Variant.EMAG, (1, 2))
     other = replace(plan, contract=replace(plan.contract, num_blocks=24))
     with pytest.raises(ModelError, match="6 blocks, the plan is for 24"):
@@ -286,7 +254,7 @@ def test_a_plan_for_another_model_is_refused(small_models: dict[str, SD3Transfor
 
 def test_plain_guidance_needs_one_pass(small_models: dict[str, SD3Transformer2DModel]) -> None:
     model = small_models["sd3"]
-    latents, conditioning = inputs(model)
+    latents, conditioning = random_inputs(model)
     plan = plan_for(model, Variant.EMAG, (1, 2))
     plan = make_plan(
         plan.contract, flow_match_schedule({"shift": 3.0}, 2, image_tokens=24), Guidance(name="cfg")

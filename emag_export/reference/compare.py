@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from emag_export.engines.protocol import TORCH_DTYPES, Engine
+from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
 from emag_export.reference.comparison import (
     Choice,
@@ -17,18 +15,16 @@ from emag_export.reference.comparison import (
     FreeStep,
     PicturePair,
     StepComparison,
-    TensorError,
 )
+from emag_export.reference.forced import force_step
 from emag_export.reference.two_pass import ReferenceStep
-from emag_export.runtime.guidance import Predictions, Rows
-from emag_export.runtime.loop import Conditioning, ImageStep, call_engine, denoise
+from emag_export.runtime.decode import Pictures
+from emag_export.runtime.guidance import Rows
+from emag_export.runtime.loop import Conditioning, denoise
 from emag_export.runtime.plan import Phase, Plan
 from emag_export.runtime.select import Select, lagged_argmax
-from emag_export.runtime.state import EmaState
 
 __all__ = ["Decode", "Pictures", "Progress", "compare"]
-
-Pictures = UInt8[np.ndarray, "images height width 3"]
 
 Decode = Callable[[Rows], Pictures]
 """Finished latents to pictures."""
@@ -66,8 +62,8 @@ def compare(
     Args:
         engine: Runs the forked graph of ``plan.contract``, on any device.
         plan: The one the reference follows.
-        reference: Steps of :func:`two_pass_denoise`; an iterator is consumed as it comes, so only one
-            step's averages are in memory.
+        reference: Steps of :func:`two_pass_denoise`, on any device, with or without a floor; an iterator
+            is consumed as it comes, so only one step's averages are in memory.
         select: Chooses the engine's block in the free run; as given to the reference.
         decode: Makes pictures of the finished latents; without it none are compared.
         progress: Told after every step.
@@ -86,7 +82,7 @@ def compare(
                 "make both with the same make_plan(...)"
             )
         noise = step.latents_before if noise is None else noise
-        steps.append(_teacher_forced(engine, plan, step))
+        steps.append(_compare_step(engine, plan, step))
         kept.append(_Kept(conditioning=step.conditioning, mask=step.mask, latents=step.latents))
         if progress is not None:
             progress(len(kept), total)
@@ -105,63 +101,18 @@ def compare(
     )
 
 
-def _teacher_forced(engine: Engine, plan: Plan, step: ReferenceStep) -> StepComparison:
-    images, planned = step.latents.shape[0], step.plan
-    average = step.average_before.to(engine.device, TORCH_DTYPES[plan.contract.state_dtype], copy=True)
-    predictions, state = call_engine(
-        engine,
-        [ImageStep.of(planned)] * images,
-        step.latents_before.to(engine.device),
-        step.conditioning.to(engine.device),
-        EmaState(
-            average=average,
-            spare=torch.zeros_like(average),
-            delta=step.delta_before.to(engine.device),
-        ),
-        mask=step.mask.to(engine.device),
-        uncond=plan.guidance.rule.uncond,
-    )
-    # The graph measures the first X against zeros; the loop discards that, as there is no older average.
-    delta = torch.zeros_like(state.delta) if planned.starts_average else state.delta
+def _compare_step(engine: Engine, plan: Plan, step: ReferenceStep) -> StepComparison:
+    planned, forced = step.plan, force_step(engine, plan, step)
+    tracked = planned.phase is not Phase.PLAIN
     return StepComparison(
         index=planned.index,
         phase=planned.phase,
         sigma=planned.sigma,
-        errors=_errors(step, predictions, state.average, delta),
+        errors=forced.errors,
+        floor=step.floor,
         reference_delta=_rows(step.delta),
-        engine_delta=_rows(delta),
-        choices=() if planned.phase is Phase.PLAIN else _choices(plan.contract.blocks, step.delta, delta),
-    )
-
-
-def _errors(
-    step: ReferenceStep, predictions: Predictions, average: Tensor, delta: Tensor
-) -> dict[str, TensorError]:
-    """Only what this phase makes the engine answer for."""
-    wanted = step.predictions
-    errors = {}
-    if wanted.uncond is not None and predictions.uncond is not None:
-        errors["uncond"] = _error(wanted.uncond, predictions.uncond)
-    errors["cond"] = _error(wanted.cond, predictions.cond)
-    if step.plan.phase is Phase.GUIDE:
-        errors["perturbed"] = _error(wanted.perturbed, predictions.perturbed)
-    if step.plan.phase is not Phase.PLAIN:
-        errors["ema_state"] = _error(step.average, average)
-        errors["delta"] = _error(step.delta, delta)
-    return errors
-
-
-def _error(reference: Tensor, engine: Tensor) -> TensorError:
-    wanted = reference.float().flatten()
-    got = engine.to(reference.device).float().flatten()
-    error, largest = float((got - wanted).abs().max()), float(wanted.abs().max())
-    norms = float(got.norm()) * float(wanted.norm())
-    if error == 0:
-        return TensorError(max_abs=0.0, relative=0.0, cosine=1.0)
-    return TensorError(
-        max_abs=error,
-        relative=error / largest if largest else float("inf"),
-        cosine=float(got @ wanted) / norms if norms else 0.0,
+        engine_delta=_rows(forced.delta),
+        choices=_choices(plan.contract.blocks, step.delta, forced.delta) if tracked else (),
     )
 
 
@@ -239,7 +190,7 @@ def _settings(engine: Engine, plan: Plan, noise: Rows) -> Mapping[str, str]:
     contract, guidance, windows = plan.contract, plan.guidance, plan.windows
     return {
         "engine": engine.name,
-        "reference": "two full passes per step, diffusers",
+        "reference": "two full passes per step, diffusers, float32",
         "variant": contract.variant.value,
         "renormalisation": contract.renorm.value,
         "candidate blocks": ", ".join(map(str, contract.blocks)),

@@ -1,70 +1,25 @@
-"""What a comparison found, which figures are allowed, and where they were exceeded. Plain data only."""
+"""What a comparison found, and where it is more than is allowed. Plain data only."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from emag_export.reference.thresholds import FLOOR_FACTOR, THRESHOLDS, VELOCITIES, Threshold
 from emag_export.runtime.plan import Phase
 
 __all__ = [
-    "THRESHOLDS",
     "Choice",
     "Comparison",
+    "FloorRatio",
     "FreeStep",
     "PicturePair",
     "StepComparison",
     "TensorError",
-    "Threshold",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """How far an engine may lie from the float32 reference; a difference passes up to and including it."""
-
-    velocity: float
-    """Largest difference of a velocity in one teacher-forced step."""
-    relative: bool
-    """Whether ``velocity`` is a fraction of the largest reference velocity of that step."""
-    average: float
-    """Largest difference of E, as a fraction of its largest value."""
-    delta: float | None
-    """Largest difference of Delta, as a fraction of its largest value; None: reported, not judged."""
-    tie: float | None
-    """Blocks whose Delta differ by less than this fraction may be chosen either way; None: choices are
-    reported, not judged."""
-    free: float | None
-    """Largest difference of latents in a free run while both sides choose alike; a differing choice is
-    excused where Delta lead by less than this fraction. None: not judged."""
-
-
-THRESHOLDS: Mapping[str, Threshold] = MappingProxyType(
-    {
-        "float32": Threshold(velocity=1e-4, relative=False, average=1e-4, delta=1e-4, tie=2e-5, free=1e-3),
-        "float16": Threshold(velocity=0.02, relative=True, average=0.03, delta=None, tie=None, free=None),
-        "bfloat16": Threshold(velocity=0.25, relative=True, average=0.15, delta=None, tie=None, free=None),
-    }
-)
-"""By precision of the engine, the reference being float32.
-
-float32: two models of 10 blocks, PyTorch and onnxruntime on a CPU. A velocity of size 2 to 17 differs by at
-most 1.4e-5 in one step; 1e-4 leaves room for the 24 to 38 blocks and the processors of real models. E
-differs by 4e-6 of its largest value and Delta by 4e-6 of its own, so that two Delta closer than twice that
-may swap places; a tie allows 2e-5. A free run ended 8e-5 away after 8 guided steps while the choices agreed.
-
-float16 rounds to 2^-11 = 5e-4, and a block rounds its residual stream about four times. Roundings add up
-like a random walk: sqrt(4 * 24) * 5e-4 = 0.5 % for SD3-medium; measured 0.32 % for velocities at 10 blocks
-and 0.8 % for E where a softmax is peaky, to be multiplied by sqrt(24 / 10). Two to four times that is
-allowed, because the largest of many elements counts. bfloat16 rounds to 2^-8, eight times as coarse:
-measured 10 % for velocities and 5 % for E at 10 blocks. In both, Delta and the choices are reported but not
-judged: E - X is a small difference of large numbers, and rounding can change which is largest. Nor are free
-runs, which part for good after one differing choice.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +56,8 @@ class StepComparison:
     sigma: float
     errors: Mapping[str, TensorError]
     """By output: ``uncond``, ``cond``; ``perturbed`` while guiding; ``ema_state``, ``delta`` unless plain."""
+    floor: Mapping[str, TensorError] = field(default_factory=dict)
+    """By output, PyTorch's own errors in the engine's precision; empty where they were not measured."""
     reference_delta: tuple[tuple[float, ...], ...]
     """Per image and candidate block."""
     engine_delta: tuple[tuple[float, ...], ...]
@@ -139,6 +96,28 @@ class PicturePair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FloorRatio:
+    """The velocities of an engine beside PyTorch's in the same precision: each side's worst.
+
+    Not compared step by step or row by row, because in a single one either side can be lucky.
+    """
+
+    engine: float
+    """Largest relative error of a velocity over the steps."""
+    floor: float
+
+    @property
+    def ratio(self) -> float:
+        """Below 1, the engine is closer to float32 than PyTorch is."""
+        return self.engine / self.floor if self.floor else math.inf if self.engine else 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the engine is no worse than the precision explains."""
+        return self.ratio <= FLOOR_FACTOR  # NaN fails
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """An engine against the reference."""
 
@@ -165,8 +144,18 @@ class Comparison:
         """Every figure above its threshold, in words; empty when the comparison passed."""
         return [
             *(text for step in self.steps for text in self._step_failures(step)),
+            *self._floor_failures(),
             *self._free_failures(),
         ]
+
+    @property
+    def floor(self) -> FloorRatio | None:
+        """The engine's velocities beside PyTorch's; None where those were not measured."""
+        if not any(step.floor for step in self.steps):
+            return None
+        return FloorRatio(
+            engine=_worst(step.errors for step in self.steps), floor=_worst(step.floor for step in self.steps)
+        )
 
     def ties(self) -> list[str]:
         """Differing choices that are excused, in words: the reference's own Delta are rounding apart."""
@@ -183,7 +172,10 @@ class Comparison:
         data = asdict(self)
         data["pictures"] = [{"psnr": pair.psnr, "ssim": pair.ssim} for pair in self.pictures]
         verdict = {"passed": self.passed, "failures": self.failures(), "ties": self.ties()}
-        plain: dict[str, Any] = _plain({**verdict, "threshold": asdict(self.threshold), **data})
+        floor = None if self.floor is None else {**asdict(self.floor), "ratio": self.floor.ratio}
+        plain: dict[str, Any] = _plain(
+            {**verdict, "threshold": asdict(self.threshold), "floor": floor, **data}
+        )
         return plain
 
     def _is_tie(self, choice: Choice) -> bool:
@@ -206,6 +198,14 @@ class Comparison:
                     f"{where}: image {image} would next perturb block {choice.engine}, the reference block "
                     f"{choice.reference}, whose Delta leads by {choice.gap:.1e} relative"
                 )
+
+    def _floor_failures(self) -> Iterator[str]:
+        floor = self.floor
+        if floor is not None and not floor.passed:
+            yield (
+                f"velocities differ by up to {floor.engine:.1e} of the largest value, {floor.ratio:.2f} "
+                f"times what PyTorch loses in {self.precision}; {FLOOR_FACTOR:g} times is allowed"
+            )
 
     def _free_failures(self) -> Iterator[str]:
         """Only up to the first differing choice: from there on both may be right, on different paths."""
@@ -230,6 +230,12 @@ class Comparison:
                     f"{where}: latents differ by {step.max_abs:.1e} although every choice agreed, "
                     f"{self.precision} allows {limit:.1e}; is the state handed on unchanged?"
                 )
+
+
+def _worst(steps: Iterable[Mapping[str, TensorError]]) -> float:
+    """The largest relative error of a velocity; NaN is larger than anything."""
+    errors = [errors[name].relative for errors in steps for name in VELOCITIES if name in errors]
+    return max(errors, key=lambda error: (math.isnan(error), error))
 
 
 def _plain(value: Any) -> Any:

@@ -38,19 +38,21 @@ def draw(comparison: Comparison) -> Figure:
 def _draw_errors(ax: Axes, comparison: Comparison) -> None:
     threshold = comparison.threshold
     outputs = list(dict.fromkeys(name for step in comparison.steps for name in step.errors))
-    for name in outputs:
-        points = [
-            (step.index, max(error.relative if threshold.relative else error.max_abs, _LOG_FLOOR))
-            for step in comparison.steps
-            if (error := step.errors.get(name)) is not None
-        ]
-        xs, ys = zip(*points, strict=True)
-        ax.plot(xs, ys, marker=".", label=name)
+    for number, name in enumerate(outputs):
+        for attribute, style, label in (("errors", ".-", name), ("floor", ":", None)):
+            points = [
+                (step.index, max(error.relative if threshold.relative else error.max_abs, _LOG_FLOOR))
+                for step in comparison.steps
+                if (error := getattr(step, attribute).get(name)) is not None
+            ]
+            if points:
+                ax.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label)
     ax.axhline(threshold.velocity, color="black", linestyle="--", linewidth=1, label="threshold (velocities)")
     kind = "relative to the largest value" if threshold.relative else "largest absolute"
     ax.set_yscale("log")
     ax.set_ylabel(f"error, {kind}")
-    ax.set_title("Teacher-forced: one step on the reference's state")
+    floor = " (dotted: PyTorch in the same precision)" if comparison.floor else ""
+    ax.set_title(f"Teacher-forced: one step on the reference's state{floor}")
     ax.legend(ncols=3, fontsize="small")
 
 

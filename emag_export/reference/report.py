@@ -17,6 +17,7 @@ from PIL import Image
 
 from emag_export.reference.comparison import Comparison, PicturePair, StepComparison
 from emag_export.reference.plots import draw
+from emag_export.reference.thresholds import FLOOR_FACTOR, VELOCITIES
 
 __all__ = ["write_report"]
 
@@ -69,10 +70,22 @@ def _page(comparison: Comparison, plot: bytes) -> str:
         or "<p>No pictures were decoded.</p>",
         gain=str(_GAIN),
         plot=_data_url(plot),
+        floor=escape(_floor(comparison)),
         head="".join(f"<th>{name}</th>" for name in _OUTPUTS),
         rows="".join(
             _table_row(comparison, step, position) for position, step in enumerate(comparison.steps)
         ),
+    )
+
+
+def _floor(comparison: Comparison) -> str:
+    floor, precision = comparison.floor, comparison.precision
+    if floor is None:
+        return "The floor of this precision was not measured."
+    return (
+        f"PyTorch itself loses {floor.floor:.1e} in {precision}, the engine {floor.engine:.1e}, each in its "
+        f"worst step and as a fraction of the largest velocity: {floor.ratio:.2f} times as much, "
+        f"{FLOOR_FACTOR:g} times is allowed."
     )
 
 
@@ -81,7 +94,7 @@ def _summary(comparison: Comparison) -> str:
         (error.max_abs, name, step.index)
         for step in comparison.steps
         for name, error in step.errors.items()
-        if name in ("uncond", "cond", "perturbed")
+        if name in VELOCITIES
     )
     worst = max(velocities, key=lambda row: (math.isnan(row[0]), row[0]))
     choices = [choice for step in comparison.steps for choice in step.choices]

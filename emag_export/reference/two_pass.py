@@ -4,8 +4,8 @@ This is the oracle that every engine is held against, so it has nothing in commo
 graph except the plan, the block choice and the guidance arithmetic. It is slow on purpose.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emag_export.errors import ModelError
+from emag_export.reference.comparison import TensorError
 from emag_export.reference.perturb import PerturbingProcessor, installed
 from emag_export.runtime.guidance import Predictions, Rows, combine
 from emag_export.runtime.loop import Anneal, Conditioning
@@ -42,6 +43,9 @@ class ReferenceStep:
     predictions: Predictions
     latents: Rows
     """After the step."""
+    floor: Mapping[str, TensorError] = field(default_factory=dict)
+    """By output, the error that PyTorch itself makes in the engine's precision on this very step; empty
+    where it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

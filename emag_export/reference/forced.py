@@ -1,0 +1,103 @@
+"""One step on the reference's state: what an engine makes of exactly what the reference was given."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emag_export.engines.protocol import TORCH_DTYPES, Engine
+from emag_export.reference.comparison import TensorError
+from emag_export.reference.two_pass import ReferenceStep
+from emag_export.runtime.guidance import Predictions
+from emag_export.runtime.loop import ImageStep, call_engine
+from emag_export.runtime.plan import Phase, Plan
+from emag_export.runtime.state import EmaState
+
+__all__ = ["ForcedStep", "force_step", "with_floor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForcedStep:
+    """A teacher-forced step: every error is this step's own, none was inherited."""
+
+    errors: Mapping[str, TensorError]
+    """By output: ``uncond``, ``cond``; ``perturbed`` while guiding; ``ema_state``, ``delta`` unless plain."""
+    delta: Float[Tensor, "images layers"]
+    """Of the engine, on the reference's device."""
+
+
+def force_step(engine: Engine, plan: Plan, step: ReferenceStep) -> ForcedStep:
+    """Run one step with the reference's latents, averages, conditioning and block choice.
+
+    Args:
+        engine: Runs the forked graph of ``plan.contract``; may be on another device than the reference.
+        plan: The one the reference follows.
+        step: Of the reference; it is not changed.
+    """
+    images, planned, here = step.latents.shape[0], step.plan, step.latents.device
+    average = step.average_before.to(engine.device, TORCH_DTYPES[plan.contract.state_dtype], copy=True)
+    predictions, state = call_engine(
+        engine,
+        [ImageStep.of(planned)] * images,
+        step.latents_before.to(engine.device),
+        step.conditioning.to(engine.device),
+        EmaState(
+            average=average,
+            spare=torch.zeros_like(average),
+            delta=step.delta_before.to(engine.device),
+        ),
+        mask=step.mask.to(engine.device),
+        uncond=plan.guidance.rule.uncond,
+    )
+    # The graph measures the first X against zeros; the loop discards that, as there is no older average.
+    delta = torch.zeros_like(step.delta) if planned.starts_average else state.delta.to(here)
+    return ForcedStep(errors=_errors(step, predictions, state.average, delta), delta=delta)
+
+
+def with_floor(
+    steps: Iterable[ReferenceStep], plan: Plan, open_floor: Callable[[], Engine]
+) -> Iterator[ReferenceStep]:
+    """The same steps, each with the errors that PyTorch itself makes in it in the engine's precision.
+
+    Args:
+        steps: Of the float32 reference.
+        plan: The one the reference follows.
+        open_floor: Opens the module that was exported, in the precision of the graph; called before the
+            first step, and closed after the last.
+    """
+    with open_floor() as engine:
+        for step in steps:
+            yield replace(step, floor=force_step(engine, plan, step).errors)
+
+
+def _errors(
+    step: ReferenceStep, predictions: Predictions, average: Tensor, delta: Tensor
+) -> dict[str, TensorError]:
+    """Only what this phase makes the engine answer for."""
+    wanted = step.predictions
+    errors = {}
+    if wanted.uncond is not None and predictions.uncond is not None:
+        errors["uncond"] = _error(wanted.uncond, predictions.uncond)
+    errors["cond"] = _error(wanted.cond, predictions.cond)
+    if step.plan.phase is Phase.GUIDE:
+        errors["perturbed"] = _error(wanted.perturbed, predictions.perturbed)
+    if step.plan.phase is not Phase.PLAIN:
+        errors["ema_state"] = _error(step.average, average)
+        errors["delta"] = _error(step.delta, delta)
+    return errors
+
+
+def _error(reference: Tensor, engine: Tensor) -> TensorError:
+    wanted = reference.float().flatten()
+    got = engine.to(reference.device).float().flatten()
+    error, largest = float((got - wanted).abs().max()), float(wanted.abs().max())
+    norms = float(got.norm()) * float(wanted.norm())
+    if error == 0:
+        return TensorError(max_abs=0.0, relative=0.0, cosine=1.0)
+    return TensorError(
+        max_abs=error,
+        relative=error / largest if largest else float("inf"),
+        cosine=float(got @ wanted) / norms if norms else 0.0,
+    )

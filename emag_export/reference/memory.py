@@ -1,0 +1,54 @@
+"""Whether the reference and an engine fit into memory side by side, estimated before either is loaded."""
+
+import psutil  # type: ignore[import-untyped]
+
+from emag_export.bundle import DENOISER, Bundle
+from emag_export.contract import DTYPE_BYTES
+from emag_export.errors import InputError
+from emag_export.runtime.prepare import Prepared
+from emag_export.runtime.state import EmaState
+
+__all__ = ["available_bytes", "must_record"]
+
+_ENGINE_COPIES = 2
+"""Times the float32 weights that an engine may take. Measured for a chain of MatMuls in onnxruntime on a CPU:
+1.0 times for a float32 graph, 1.05 times for a float16 one, which it computes in float32; a weight that it
+packs for one operator and that another one reads unpacked is there twice. Too much is the harmless side."""
+
+_ROOM = 2 * 10**9
+"""Bytes left for activations and everything else that runs here."""
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+def must_record(bundle: Bundle, prepared: Prepared, *, floor: bool) -> bool:
+    """Whether the reference has to be recorded first, so that its model is gone before the engine comes.
+
+    Args:
+        bundle: Its graph's file sizes say how many weights there are.
+        prepared: Sizes and number of the averages that a recording holds.
+        floor: Whether the model runs in the bundle's precision, too.
+
+    Raises:
+        InputError: If not even the recording fits: it holds the averages of every step.
+    """
+    files = sum(record["bytes"] for name, record in bundle.files.items() if name.startswith(f"{DENOISER}/"))
+    float32 = files * DTYPE_BYTES["float32"] // DTYPE_BYTES[bundle.contract.precision]
+    models = float32 + floor * files
+    available = available_bytes()
+    if models + _ENGINE_COPIES * float32 + _ROOM <= available:
+        return False
+    state = EmaState.zeros_for(
+        bundle.contract, prepared.latents.to("meta"), prepared.conditioning.embeds.to("meta")
+    ).average
+    recording = len(prepared.plan.steps) * state.numel() * state.element_size()
+    if models + recording > available:
+        raise InputError(
+            f"the reference needs {models / 1e9:.1f} GB of memory, the averages of its "
+            f"{len(prepared.plan.steps)} steps {recording / 1e9:.1f} GB; {available / 1e9:.1f} GB are free; "
+            "give fewer --steps, a smaller --height and --width, or fewer prompts"
+        )
+    return True

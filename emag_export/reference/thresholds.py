@@ -1,0 +1,65 @@
+"""Which differences from the float32 reference are allowed, and why those."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["FLOOR_FACTOR", "THRESHOLDS", "VELOCITIES", "Threshold"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """How far an engine may lie from the float32 reference; a difference passes up to and including it."""
+
+    velocity: float
+    """Largest difference of a velocity in one teacher-forced step."""
+    relative: bool
+    """Whether ``velocity`` is a fraction of the largest reference velocity of that step."""
+    average: float
+    """Largest difference of E, as a fraction of its largest value."""
+    delta: float | None
+    """Largest difference of Delta, as a fraction of its largest value; None: reported, not judged."""
+    tie: float | None
+    """Blocks whose Delta differ by less than this fraction may be chosen either way; None: choices are
+    reported, not judged."""
+    free: float | None
+    """Largest difference of latents in a free run while both sides choose alike; a differing choice is
+    excused where Delta lead by less than this fraction. None: not judged."""
+
+
+THRESHOLDS: Mapping[str, Threshold] = MappingProxyType(
+    {
+        "float32": Threshold(velocity=1e-4, relative=False, average=1e-4, delta=1e-4, tie=2e-5, free=1e-3),
+        "float16": Threshold(velocity=0.02, relative=True, average=0.03, delta=None, tie=None, free=None),
+        "bfloat16": Threshold(velocity=0.25, relative=True, average=0.15, delta=None, tie=None, free=None),
+    }
+)
+"""By precision of the engine, the reference being float32.
+
+float32: two models of 10 blocks, PyTorch and onnxruntime on a CPU. A velocity of size 2 to 17 differs by at
+most 1.4e-5 in one step; 1e-4 leaves room for the 24 to 38 blocks and the processors of real models. E
+differs by 4e-6 of its largest value and Delta by 4e-6 of its own, so that two Delta closer than twice that
+may swap places; a tie allows 2e-5. A free run ended 8e-5 away after 8 guided steps while the choices agreed.
+
+float16 rounds to 2^-11 = 5e-4, and a block rounds its residual stream about four times. Roundings add up
+like a random walk: sqrt(4 * 24) * 5e-4 = 0.5 % for SD3-medium; measured 0.32 % for velocities at 10 blocks
+and 0.8 % for E where a softmax is peaky, to be multiplied by sqrt(24 / 10). Two to four times that is
+allowed, because the largest of many elements counts. bfloat16 rounds to 2^-8, eight times as coarse:
+measured 10 % for velocities and 5 % for E at 10 blocks. In both, Delta and the choices are reported but not
+judged: E - X is a small difference of large numbers, and rounding can change which is largest. Nor are free
+runs, which part for good after one differing choice.
+"""
+
+
+VELOCITIES = ("uncond", "cond", "perturbed")
+
+FLOOR_FACTOR = 1.5
+"""How far velocities may lie from the float32 reference, in multiples of what PyTorch itself loses in the
+same precision.
+
+That depends on the order of its roundings, which is one of many equally good ones. PyTorch with its time
+embedding, or its patches, in float32 lay at 0.64 to 1.45 of it: tiny-sd3, float16, 80 comparisons of 1, 2, 4
+and 28 steps. onnxruntime on a CPU, which computes float16 in float32, lay at 0.31 to 0.70. A graph that
+loses more than its precision explains is seen long before the absolute threshold, which has room for any
+model; that one stays for engines whose floor is not measured, and for a floor that is itself unsound.
+"""

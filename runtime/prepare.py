@@ -1,0 +1,109 @@
+"""From requests to what the loop takes: conditioning, noise, plan. The denoiser need not be open for it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emag_export.bundle import Bundle
+from emag_export.engines.protocol import TORCH_DTYPES
+from emag_export.errors import InputError
+from emag_export.runtime.cads import CadsConfig, cads, cads_gamma
+from emag_export.runtime.device import to_device
+from emag_export.runtime.encode import Cut, Encoded
+from emag_export.runtime.loop import Anneal, Conditioning
+from emag_export.runtime.plan import Plan
+from emag_export.runtime.request import GenerationRequest, plan_request
+from emag_export.runtime.select import Select, always, lagged_argmax
+
+__all__ = ["Encode", "Prepared", "cads_annealer", "initial_noise", "prepare"]
+
+Encode = Callable[[Sequence[str]], Encoded]
+"""Prompts to their embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Requests that share a plan, ready for the loop."""
+
+    requests: tuple[GenerationRequest, ...]
+    plan: Plan
+    latents: Float[Tensor, "images channels height width"]
+    conditioning: Conditioning
+    select: Select
+    anneal: Anneal | None
+    cut: tuple[Cut, ...]
+    """Per image the parts of the prompt that were beyond the encoders' limits."""
+
+
+def prepare(
+    bundle: Bundle, requests: Sequence[GenerationRequest], encode: Encode, device: torch.device
+) -> Prepared:
+    """Encode prompts, draw noise and plan; everything before the first step.
+
+    Args:
+        bundle: That will run.
+        requests: May differ in prompt, negative prompt and seed only: the batch runs in step.
+        encode: Embeds prompts.
+        device: Where latents and conditioning shall lie.
+
+    Raises:
+        InputError: If the requests cannot share a batch, or do not fit the bundle.
+    """
+    first = requests[0]
+    shared = [replace(r, prompt="-", negative_prompt="", seed=0) for r in requests]
+    if any(request != shared[0] for request in shared):
+        raise InputError("requests of one batch may differ in prompt, negative prompt and seed only")
+    plan = plan_request(bundle, first)
+    encoded = encode([request.prompt for request in requests])
+    negative = None
+    if first.guidance.rule.uncond:
+        negative = encode([request.negative_prompt for request in requests])
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    factor = bundle.vae_factor
+    dtype = TORCH_DTYPES[plan.contract.precision]  # the encoders may have another
+    shape = (plan.contract.in_channels, first.height // factor, first.width // factor)
+    return Prepared(
+        requests=tuple(requests),
+        plan=plan,
+        latents=initial_noise(shape, generators).to(device),
+        conditioning=Conditioning(
+            embeds=encoded.embeds.to(dtype),
+            pooled=encoded.pooled.to(dtype),
+            negative_embeds=None if negative is None else negative.embeds.to(dtype),
+            negative_pooled=None if negative is None else negative.pooled.to(dtype),
+        ).to(device),
+        select=lagged_argmax
+        if first.fixed_blocks is None
+        else always(first.fixed_blocks, plan.contract.blocks),
+        anneal=cads_annealer(plan, generators) if first.guidance.rule.cads else None,
+        cut=encoded.cut,
+    )
+
+
+def initial_noise(
+    shape: tuple[int, int, int], generators: Sequence[torch.Generator]
+) -> Float[Tensor, "images channels height width"]:
+    """Standard normal latents, every image from its own generator: its batch does not change it.
+
+    The numbers are those of diffusers' pipelines for the same CPU generators.
+    """
+    return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
+
+
+def cads_annealer(plan: Plan, generators: Sequence[torch.Generator]) -> Anneal:
+    """CADS on the prompt embeddings, with noise from every image's own generator."""
+    config: CadsConfig = plan.guidance.cads
+
+    def anneal(index: int, conditioning: Conditioning) -> Conditioning:
+        gamma = cads_gamma(index, len(plan.steps), config)
+        if gamma >= 1:
+            return conditioning
+        embeds = conditioning.embeds
+        noise = torch.cat([torch.randn((1, *embeds.shape[1:]), generator=g) for g in generators])
+        mixed = cads(embeds.float(), to_device(noise, embeds.device), gamma, config)
+        return replace(conditioning, embeds=mixed.to(embeds.dtype))
+
+    return anneal

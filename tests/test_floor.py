@@ -1,0 +1,142 @@
+"""The floor: what PyTorch itself loses in half precision is measured, shown, and held against the engine."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from emag_export.contract import DenoiserContract, Variant
+from emag_export.engines.eager import EagerEngine
+from emag_export.exporter.fork import ForkedSD3
+from emag_export.exporter.identify import contract_of
+from emag_export.reference.compare import compare
+from emag_export.reference.comparison import Comparison
+from emag_export.reference.forced import force_step, with_floor
+from emag_export.reference.report import write_report
+from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
+from emag_export.runtime.guidance import Guidance
+from emag_export.runtime.plan import Plan, make_plan
+from emag_export.runtime.schedule import flow_match_schedule
+from tests.reference_inputs import golden_model, random_inputs
+
+HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+STEPS = 4
+
+
+def plan_for(precision: str) -> Plan:
+    contract = contract_of(
+        golden_model().config, variant=Variant.EMAG_Q, blocks=(6, 7, 8), precision=precision
+    )
+    return make_plan(contract, flow_match_schedule({"shift": 3.0}, STEPS, image_tokens=24), Guidance())
+
+
+def engine_of(contract: DenoiserContract) -> EagerEngine:
+    model = golden_model(HALF[contract.precision])
+    return EagerEngine(ForkedSD3(model, contract).eval(), contract.graph)
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[ReferenceStep]:
+    model = golden_model()
+    return list(two_pass_denoise(model, plan_for("float16"), *random_inputs(model)))
+
+
+def steps_for(plan: Plan, reference: list[ReferenceStep]) -> Iterator[ReferenceStep]:
+    return with_floor(reference, plan, lambda: engine_of(plan.contract))
+
+
+class Coarse(EagerEngine):
+    """Rounds its velocities to fewer bits than the precision has, as a graph that lost some would."""
+
+    def __init__(self, engine: EagerEngine, bits: int) -> None:
+        super().__init__(engine.module, engine.spec)
+        self.bits = bits
+
+    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        outputs = super().run(feeds, out)
+        mantissa, exponent = torch.frexp(outputs["noise_pred"].float())
+        rounded = torch.ldexp((mantissa * 2**self.bits).round() / 2**self.bits, exponent)
+        return {**outputs, "noise_pred": rounded.to(outputs["noise_pred"].dtype)}
+
+
+@pytest.fixture(scope="module")
+def itself(reference: list[ReferenceStep]) -> Comparison:
+    """PyTorch in float16 against its own floor."""
+    plan = plan_for("float16")
+    return compare(engine_of(plan.contract), plan, steps_for(plan, reference))
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_pytorch_lies_on_its_own_floor(reference: list[ReferenceStep], precision: str) -> None:
+    plan = plan_for(precision)
+    result = compare(engine_of(plan.contract), plan, steps_for(plan, reference))
+    assert result.failures() == []
+    assert result.floor is not None
+    assert result.floor.ratio == 1
+    for step in result.steps:
+        assert step.floor == step.errors
+
+
+def test_the_floor_is_the_worst_velocity_of_every_step(
+    itself: Comparison, reference: list[ReferenceStep]
+) -> None:
+    plan = plan_for("float16")
+    worst = max(
+        error.relative
+        for step in reference
+        for name, error in force_step(engine_of(plan.contract), plan, step).errors.items()
+        if name not in ("ema_state", "delta")
+    )
+    assert itself.floor is not None
+    assert itself.floor.floor == itself.floor.engine == worst
+
+
+def test_an_engine_that_loses_more_than_its_precision_fails_though_the_threshold_would_pass_it(
+    reference: list[ReferenceStep],
+) -> None:
+    """Measured: seven bits cost 0.73 % of the largest velocity, PyTorch's float16 0.16 %; 2 % are allowed."""
+    plan = plan_for("float16")
+    engine = Coarse(engine_of(plan.contract), bits=7)
+    assert compare(engine, plan, reference).passed, "without a floor nobody can tell"
+    failures = compare(engine, plan, steps_for(plan, reference)).failures()
+    assert len(failures) == 1
+    assert "times what PyTorch loses in float16; 1.5 times is allowed" in failures[0]
+
+
+def changed(comparison: Comparison, change: Callable[[float], float]) -> Comparison:
+    """The first step's error of the conditional velocity replaced, on the engine's side."""
+    first = comparison.steps[0]
+    error = replace(first.errors["cond"], relative=change(first.errors["cond"].relative))
+    step = replace(first, errors={**first.errors, "cond": error})
+    return replace(comparison, steps=(step, *comparison.steps[1:]))
+
+
+def test_one_lucky_step_of_pytorch_does_not_fail_an_engine(itself: Comparison) -> None:
+    assert itself.floor is not None
+    lucky = itself.floor.floor  # 1.7 times what PyTorch makes in the first step
+    assert lucky > 1.5 * itself.steps[0].floor["cond"].relative
+    assert changed(itself, lambda _: lucky).passed
+
+
+def test_nan_is_the_worst_error_on_either_side(itself: Comparison) -> None:
+    assert any("nan times" in failure for failure in changed(itself, lambda _: float("nan")).failures())
+    first = itself.steps[0]
+    broken = replace(first, floor={"cond": replace(first.floor["cond"], relative=float("nan"))})
+    unsound = replace(itself, steps=(broken, *itself.steps[1:]))
+    assert not unsound.passed, "a floor that is no number excuses nothing"
+
+
+def test_the_floor_is_in_every_report(itself: Comparison, tmp_path: Path) -> None:
+    data, _, page = write_report(itself, tmp_path)
+    written = json.loads(data.read_text("utf-8"))
+    assert written["floor"]["ratio"] == 1
+    assert written["steps"][0]["floor"]["cond"] == written["steps"][0]["errors"]["cond"]
+    assert "PyTorch itself loses" in page.read_text("utf-8")
+    plain = replace(itself, steps=tuple(replace(step, floor={}) for step in itself.steps))
+    data, _, page = write_report(plain, tmp_path)
+    assert json.loads(data.read_text("utf-8"))["floor"] is None
+    assert "was not measured" in page.read_text("utf-8")
