@@ -1,6 +1,6 @@
 """Text encoders and VAE decoder as modules with named inputs and outputs, one at a time in memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from emag_export.contract import GraphSpec, TensorSpec
 from emag_export.errors import ModelError
+from emag_export.exporter.half import keep_attention_in_float32, keep_norms_in_float32, weights_precision
+from emag_export.exporter.lora import Lora, merge_loras
 from emag_export.exporter.source import SourceModel
 from emag_export.shapes import Sizes
 
@@ -23,7 +25,7 @@ class _ClipEncoder(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = keep_attention_in_float32(model)
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         output = self.model(input_ids=input_ids, output_hidden_states=True)
@@ -33,7 +35,7 @@ class _ClipEncoder(nn.Module):
 class _T5Encoder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = keep_attention_in_float32(model)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         hidden: Tensor = self.model(input_ids=input_ids).last_hidden_state
@@ -41,13 +43,16 @@ class _T5Encoder(nn.Module):
 
 
 class _VaeDecoder(nn.Module):
+    """Decoder of the autoencoder; its inputs and outputs are cast where it is kept in float32."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model: Any = keep_norms_in_float32(model)
 
     def forward(self, latent_sample: Tensor) -> Tensor:
-        sample: Tensor = self.model.decode(latent_sample, return_dict=False)[0]
-        return sample
+        latents = latent_sample.to(self.model.dtype)
+        sample: Tensor = self.model.decode(latents, return_dict=False)[0]
+        return sample.to(latent_sample.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +150,13 @@ def load_weights(
 ) -> nn.Module:
     """Load one component, in eval mode, from safetensors only.
 
+    Args:
+        source: Where from.
+        folder: Of the component in the source.
+        library: ``diffusers`` or ``transformers``.
+        model_class: Class in that library; no other is taken.
+        precision: Of the weights, but for what :mod:`emag_export.exporter.half` keeps in float32.
+
     Raises:
         ModelError: If its class is another than expected or its files cannot be read.
     """
@@ -152,17 +164,24 @@ def load_weights(
     declared = source.index[folder]
     if declared[1] != model_class:
         raise ModelError(f"{folder} of {source.path} is a {declared[1]}; only {model_class} can be exported")
-    dtype_option = {"torch_dtype" if library == "diffusers" else "dtype": DTYPES[precision]}
+    dtype = DTYPES[weights_precision(source.config(folder), model_class, precision)]
+    dtype_option = {"torch_dtype" if library == "diffusers" else "dtype": dtype}
     try:
-        model = getattr(module, model_class).from_pretrained(
-            source.path / folder, use_safetensors=True, local_files_only=True, **dtype_option
-        )
+        model = source.load(folder, getattr(module, model_class), **dtype_option)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{source.path / folder} cannot be loaded: {error}") from error
     loaded: nn.Module = model.eval().requires_grad_(False)
     return loaded
 
 
-def load_transformer(source: SourceModel, precision: str = "float32") -> Any:
-    """The diffusers ``SD3Transformer2DModel`` of the source."""
-    return load_weights(source, "transformer", "diffusers", "SD3Transformer2DModel", precision)
+def load_transformer(source: SourceModel, precision: str = "float32", loras: Sequence[Lora] = ()) -> Any:
+    """The diffusers ``SD3Transformer2DModel`` of the source, with these LoRAs merged.
+
+    Raises:
+        ModelError: If it cannot be loaded, or a LoRA does not fit.
+    """
+    model = load_weights(source, "transformer", "diffusers", "SD3Transformer2DModel", precision)
+    merge_loras(model, loras)
+    return model

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from emag_export.errors import ModelError
+from emag_export.exporter.hub import download
+from emag_export.exporter.weight_files import CONFIGURATION, WEIGHTED, WEIGHTS, needed_files, variant_of
 from emag_export.hashing import hash_files
 from emag_export.models import KNOWN_MODELS
 
@@ -17,7 +19,6 @@ __all__ = ["SourceModel", "find_source"]
 _PIPELINE = "StableDiffusion3Pipeline"
 _TRANSFORMER = "SD3Transformer2DModel"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_USED = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +47,80 @@ class SourceModel:
         return _read(self.path / component / "config.json")
 
     def files(self) -> Iterator[Path]:
-        """Configuration, tokenizer and weight files that an export reads."""
-        for pattern in _USED:
-            yield from (path for path in self.path.glob(f"*/{pattern}") if self.has(path.parent.name))
+        """Configuration, tokenizer and weight files that an export reads.
+
+        Raises:
+            ModelError: If a component has pickled weights only.
+        """
+        names = (path.relative_to(self.path).as_posix() for path in self.path.glob("*/*") if path.is_file())
+        for name in needed_files(names, self.name):
+            if self.has(name.split("/")[0]):
+                yield self.path / name
         yield self.path / "model_index.json"
+
+    def variant(self, component: str) -> str | None:
+        """What diffusers calls the variant of a component's weights: ``fp16`` where they are only there so.
+
+        Raises:
+            ModelError: If there are no weights, or a shard that the index names is missing.
+        """
+        folder = self.path / component
+        weights = [path for path in self.files() if path.parent == folder and WEIGHTS.fullmatch(path.name)]
+        if not any(path.suffix == ".safetensors" for path in weights):
+            raise ModelError(
+                f"{folder} has no weights (*.safetensors); the pipeline is incomplete, "
+                "save or download it again"
+            )
+        for index in (path for path in weights if path.suffix == ".json"):
+            for shard in sorted(set(_read(index).get("weight_map", {}).values())):
+                if not (folder / shard).is_file():
+                    raise ModelError(
+                        f"{folder / shard} is missing, {index.name} names it; "
+                        "save or download the model again"
+                    )
+        return variant_of(weights[0].name)
+
+    def load(self, component: str, model_class: Any, **options: Any) -> Any:
+        """A component with its weights, of which one copy at most is held.
+
+        Args:
+            component: Folder.
+            model_class: Its class in diffusers or transformers.
+            options: For ``from_pretrained``: the wanted dtype.
+
+        Raises:
+            ModelError: If the weights are not whole.
+            Exception: Whatever the library finds wrong with them.
+        """
+        return model_class.from_pretrained(
+            self.path / component,
+            use_safetensors=True,
+            local_files_only=True,
+            variant=self.variant(component),
+            **options,
+        )
+
+    def copied(self, component: str) -> Iterator[tuple[str, bytes]]:
+        """Files of a tokenizer or of the scheduler that a bundle takes over, by name."""
+        for path in sorted((self.path / component).iterdir()):
+            if path.suffix in CONFIGURATION:
+                yield path.name, path.read_bytes()
 
     def fingerprint(self) -> str:
         """SHA-256 over everything an export reads."""
         return hash_files(self.path, self.files())
 
-    def weight_bytes(self) -> int:
-        """Bytes of all weights."""
-        return sum(path.stat().st_size for path in self.files() if path.suffix == ".safetensors")
+    def weight_bytes(self, *components: str) -> int:
+        """Bytes of the weights of these components, or of all."""
+        return sum(
+            path.stat().st_size
+            for path in self.files()
+            if path.suffix == ".safetensors" and (not components or path.parent.name in components)
+        )
 
 
 def find_source(model: str, *, revision: str | None = None) -> SourceModel:
-    """Resolve a known name, a diffusers folder or a hub id.
+    """Resolve a known name, a diffusers folder, a single-file checkpoint or a hub id.
 
     Args:
         model: What ``--model`` got.
@@ -74,6 +133,10 @@ def find_source(model: str, *, revision: str | None = None) -> SourceModel:
     if known is not None and known.source.startswith("package:"):
         folder = files("emag_export").joinpath(known.source.removeprefix("package:"))
         return _check(SourceModel(name=model, path=Path(str(folder)), revision=None, index={}))
+    if known is None and Path(model).is_file():
+        from emag_export.exporter.single_file import open_single_file
+
+        return open_single_file(Path(model))
     if known is None and Path(model).exists():
         return _check(SourceModel(name=model, path=Path(model), revision=None, index={}))
     hub_id = known.source if known is not None else model
@@ -82,40 +145,8 @@ def find_source(model: str, *, revision: str | None = None) -> SourceModel:
             f"there is no model {model!r}: it is no known name ({', '.join(KNOWN_MODELS)}), no folder "
             "on this disk and no hub id (owner/name)"
         )
-    path = _download(hub_id, revision)
+    path = download(hub_id, revision)
     return _check(SourceModel(name=model, path=path, revision=path.name, index={}))
-
-
-def _download(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    page = f"https://huggingface.co/{hub_id}"
-    patterns = ["model_index.json", *(f"*/{pattern}" for pattern in _USED)]
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{hub_id} is gated: accept its licence at {page}, then log in with: hf auth login"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{hub_id} has no revision {revision!r}; see {page}/tree/main") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"there is no model {hub_id} on the hub, or it is private: check {page}, "
-            "or log in with: hf auth login"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{hub_id} is not in the local cache and the hub cannot be reached: "
-            "check the network and HF_HUB_OFFLINE, or give --model a folder that diffusers saved"
-        ) from error
 
 
 def _check(source: SourceModel) -> SourceModel:
@@ -132,7 +163,10 @@ def _check(source: SourceModel) -> SourceModel:
         )
     if (kind := source.config("transformer").get("_class_name")) != _TRANSFORMER:
         raise ModelError(f"the transformer of {source.path} is a {kind}; only {_TRANSFORMER} can be exported")
-    return SourceModel(name=source.name, path=source.path, revision=source.revision, index=index)
+    found = SourceModel(name=source.name, path=source.path, revision=source.revision, index=index)
+    for component in filter(found.has, WEIGHTED):
+        found.variant(component)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
