@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu lint typecheck format bench clean distclean
+.PHONY: help demo test gpu full-size lint typecheck format bench clean distclean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ test: lint  ## Lint, then run every test
 gpu: $(STAMP)  ## What only an NVIDIA GPU can show: its tests, then every engine against PyTorch
 	$(BIN)/python -m pytest -m gpu -rs
 	$(BIN)/python -m benchmarks.gpu --output benchmarks/results
+
+full-size: $(STAMP)  ## Export and compile models of full size with random weights (half an hour, 20 GB of memory)
+	$(BIN)/python -m benchmarks.full_size
 
 lint: $(STAMP)  ## Formatting, style, types and the import arrows between rooms
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ from emag_export.cli.console import out, print_json, progress_bar, quiet_librari
 from emag_export.cli.engine_build import build_engines, engine_build_options, engine_options_of
 from emag_export.cli.options import Blocks, renorm_option, variant_option
 from emag_export.contract import Variant
+from emag_export.errors import InputError
 
 if TYPE_CHECKING:
     from emag_export.exporter.identify import BuildProgress
@@ -33,6 +34,23 @@ _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
     "--emag-layers", "blocks", type=Blocks(), help="Candidate blocks, 6-8 or 6,7,8; default: the model's."
 )
 @click.option("--precision", type=click.Choice(list(_PRECISIONS)), default="fp32", show_default=True)
+@click.option(
+    "--weights",
+    type=click.Choice(["checkpoint", "random"]),
+    default="checkpoint",
+    show_default=True,
+    help="random: a known model's configuration with seeded weights, to measure without a download.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of random weights. Default 0.")
+@click.option("--components", help="Graphs to export, comma-separated; default: all the model has.")
+@click.option(
+    "--encoders",
+    type=click.Path(path_type=Path),
+    help="Use text encoders and decoder of this bundle instead of exporting them again.",
+)
+@click.option("--lora", "loras", multiple=True, metavar="PATH[:SCALE]", help="Merge a LoRA; repeatable.")
+@click.option("--t5/--no-t5", default=True, show_default=True, help="Export the T5 encoder, if there is one.")
+@click.option("--max-sequence-length", type=int, help="T5 tokens of a prompt; default: the model's.")
 @click.option("--revision", help="Branch, tag or commit of a hub model.")
 @click.option(
     "--overwrite", is_flag=True, help="Replace what is in the folder, once the new bundle is whole."
@@ -67,6 +85,7 @@ def command(model: str, output: Path, overwrite: bool, as_json: bool, **options:
 def _bundle(model: str, output: Path, overwrite: bool, options: Mapping[str, Any]) -> Bundle:
     """The up-to-date bundle: found, or exported now."""
     from emag_export.exporter.identify import BuildOptions, finished_bundle, identify
+    from emag_export.exporter.lora import parse_lora
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a download would draw over our bar
     wanted = BuildOptions(
@@ -75,6 +94,12 @@ def _bundle(model: str, output: Path, overwrite: bool, options: Mapping[str, Any
         blocks=options["blocks"],
         precision=_PRECISIONS[options["precision"]],
         revision=options["revision"],
+        seed=_seed(options),
+        components=None if options["components"] is None else tuple(options["components"].split(",")),
+        encoders=options["encoders"],
+        loras=tuple(parse_lora(text) for text in options["loras"]),
+        t5=options["t5"],
+        max_sequence_length=options["max_sequence_length"],
         overwrite=overwrite,
     )
     with progress_bar("starting", None) as progress:
@@ -92,13 +117,22 @@ def _bundle(model: str, output: Path, overwrite: bool, options: Mapping[str, Any
     return bundle
 
 
+def _seed(options: Mapping[str, Any]) -> int | None:
+    """Of random weights; None for the checkpoint's."""
+    if options["weights"] == "random":
+        return options["seed"] or 0
+    if options["seed"] is not None:
+        raise InputError("--seed is for --weights random; a checkpoint has its own weights")
+    return None
+
+
 def phase_reporter(progress: Progress) -> "BuildProgress":
     """Advance the bar at every phase, and leave a line for every component that is traced or reused."""
     (task,) = progress.task_ids
 
     def report(component: str, phase: str) -> None:
         progress.update(task, description=f"{component}: {phase}", advance=1)
-        if phase in ("trace", "reuse"):
+        if phase in ("trace", "reuse") or phase.endswith("written"):
             progress.console.print(f"  {component}: {phase}")
 
     return report

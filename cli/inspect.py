@@ -9,6 +9,7 @@ from emag_export.cli.console import out, print_json, status, table
 from emag_export.cli.options import bundle_argument
 from emag_export.contract import GraphSpec
 from emag_export.errors import BundleError
+from emag_export.shared_encoders import components_of, home_of
 
 __all__ = ["command"]
 
@@ -32,6 +33,8 @@ def command(bundle: Path, engines: bool, as_json: bool) -> None:
     with status.status("checking hashes …"):
         try:
             opened.check()
+            for name in components_of(opened):
+                home_of(opened, name).check(f"{name}/")
             damage = None
         except BundleError as error:
             damage = error
@@ -55,6 +58,10 @@ def _print(bundle: Bundle) -> None:
         f"rows fork at {contract.fork}; state {contract.state_dtype}"
     )
     out.print(f"source sha256 {source.fingerprint[:16]}…, revision {source.revision or 'none'}")
+    if source.seed is not None:
+        out.print(f"random weights, seed {source.seed}", style="yellow")
+    for lora in source.loras:
+        out.print(f"LoRA {lora['name']} × {lora['scale']:g}, sha256 {lora['sha256'][:16]}…", markup=False)
     out.print(", ".join(f"{name} {number}" for name, number in source.versions.items()), style="dim")
     sizes = table("graph", ">MB", "inputs", "outputs")
     for name in bundle.components:
@@ -63,6 +70,10 @@ def _print(bundle: Bundle) -> None:
         names = [", ".join(tensor.name for tensor in tensors) for tensors in (spec.inputs, spec.outputs)]
         sizes.add_row(name, f"{total / 1e6:.2f}", *names)
     out.print(sizes)
+    if shared := [name for name in components_of(bundle) if name not in bundle.components]:
+        out.print(f"from {home_of(bundle, shared[0]).path}: {', '.join(shared)}", markup=False)
+    for name, note in bundle.manifest.get("precision_notes", {}).items():
+        out.print(f"float32 in {name}: {note}", style="dim", markup=False)
     out.print(_tensors(contract.graph))
 
 

@@ -6,10 +6,11 @@ provenance and the SHA-256 of every file; a file that does not match is refused,
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from emag_export.contract import DenoiserContract, GraphSpec, Variant
@@ -17,12 +18,21 @@ from emag_export.errors import BundleError, InputError
 from emag_export.hashing import hash_file
 from emag_export.models import SamplingDefaults
 
-__all__ = ["DENOISER", "GRAPH_FILE", "MANIFEST", "Bundle", "Provenance", "file_records"]
+__all__ = ["COMPONENTS", "DENOISER", "GRAPH_FILE", "MANIFEST", "Bundle", "Provenance", "file_records"]
 
 MANIFEST = "bundle.json"
 GRAPH_FILE = "model.onnx"
 DENOISER = "transformer"
-_ORDER = (DENOISER, "text_encoder", "text_encoder_2", "text_encoder_3", "vae_decoder")
+COMPONENTS: Mapping[str, str] = MappingProxyType(
+    {
+        DENOISER: "transformer",
+        "text_encoder": "text_encoder",
+        "text_encoder_2": "text_encoder_2",
+        "text_encoder_3": "text_encoder_3",
+        "vae_decoder": "vae",
+    }
+)
+"""Folder in a bundle to folder in diffusers' pipeline, the denoiser first."""
 ENGINES = "engines"
 """Folder of compiled plans; they carry their own hashes and are not part of the bundle's."""
 
@@ -39,6 +49,10 @@ class Provenance:
     """SHA-256 over the source's configuration and weights."""
     versions: Mapping[str, str]
     """Package to version of what exported it."""
+    seed: int | None = None
+    """Of random weights; None where the weights are the checkpoint's."""
+    loras: Sequence[Mapping[str, Any]] = ()
+    """Name, SHA-256 and scale of every LoRA merged into the transformer."""
 
 
 def file_records(root: Path) -> dict[str, dict[str, Any]]:
@@ -76,6 +90,10 @@ class Bundle:
                 f"{manifest} is damaged ({error}); rebuild the bundle with --overwrite"
             ) from error
         self.contract = DenoiserContract.from_json(contract)
+        if "geometry" not in self.manifest:
+            raise BundleError(
+                f"{manifest} was written by an older emag-export; rebuild the bundle with --overwrite"
+            )
 
     @property
     def provenance(self) -> Provenance:
@@ -90,7 +108,7 @@ class Bundle:
     @property
     def components(self) -> list[str]:
         """Folders that hold a graph, the denoiser first."""
-        return [name for name in _ORDER if name in self.manifest["graphs"]]
+        return [name for name in COMPONENTS if name in self.manifest["graphs"]]
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
@@ -123,8 +141,8 @@ class Bundle:
         """
         if component not in self.components:
             raise BundleError(
-                f"{self.path} has no {component}, only {', '.join(self.components)}; "
-                "the source model has none"
+                f"{self.path} has no {component}, only {', '.join(self.components)}; the source model has "
+                "none, or --components left it out"
             )
         self.check(f"{component}/")
         return self.path / component / GRAPH_FILE
@@ -156,12 +174,12 @@ class Bundle:
     @property
     def vae_factor(self) -> int:
         """Pixels per latent along a side."""
-        return int(2 ** (len(self.config("vae_decoder")["block_out_channels"]) - 1))
+        return int(self.manifest["geometry"]["vae_factor"])
 
     @property
     def clip_tokens(self) -> int:
         """Tokens that the CLIP encoders make of every prompt."""
-        return int(self.spec("text_encoder").inputs[0].dims[1])
+        return int(self.manifest["geometry"]["clip_tokens"])
 
     def require_variant(self, variant: Variant | None) -> None:
         """Refuse if the caller asked for another variant than the graph holds.

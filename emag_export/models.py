@@ -90,6 +90,17 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
                 height=1024, width=1024, guidance_scale=3.5, emag_layers=(9, 10, 11, 12, 13)
             ),
         ),
+        # Distilled to four steps without CFG (model card): w = 1, so only EMAG guides; --guidance emag-only
+        # saves the unconditional row.
+        "sd3.5-large-turbo": KnownModel(
+            source="stabilityai/stable-diffusion-3.5-large-turbo",
+            summary="Stable Diffusion 3.5 large turbo, 8.1 B parameters, four steps",
+            gated=True,
+            blocks=38,
+            defaults=SamplingDefaults(
+                height=1024, width=1024, steps=4, guidance_scale=1.0, emag_layers=(9, 10, 11, 12, 13)
+            ),
+        ),
     }
 )
 

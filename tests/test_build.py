@@ -13,7 +13,15 @@ from emag_export.errors import ExportError, InputError, ModelError
 from emag_export.exporter import build as build_module
 from emag_export.exporter import identify as identify_module
 from emag_export.exporter.build import build
-from emag_export.exporter.identify import OPSET, BuildOptions, finished_bundle, identify
+from emag_export.exporter.export import export_component
+from emag_export.exporter.identify import (
+    OPSET,
+    BuildOptions,
+    BuildPlan,
+    BuildProgress,
+    finished_bundle,
+    identify,
+)
 from emag_export.exporter.source import find_source
 from emag_export.exporter.staging import Staging, require_disk_space
 from tests.bundles import silent
@@ -32,26 +40,25 @@ def test_interrupted_build_resumes_by_component(
     small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the VAE, the next run exports the VAE only; nothing at the target until then."""
-    real, out, exported = build_module._export_auxiliary, tmp_path / "b", []
+    real, out, exported = export_component, tmp_path / "b", []
 
-    def dies(source: object, name: str, *rest: object) -> None:
+    def dies(plan: BuildPlan, name: str, folder: Path, on_progress: BuildProgress) -> None:
         if name == "vae_decoder":
             raise KeyboardInterrupt
         exported.append(name)
-        real(source, name, *rest)  # type: ignore[arg-type]
+        if name == "transformer":
+            (folder / "model.onnx").write_bytes(b"stands for an hour of work")
+        else:
+            real(plan, name, folder, on_progress)
 
-    def fake_denoiser(source: object, contract: object, folder: Path, on_progress: object) -> None:
-        (folder / "model.onnx").write_bytes(b"stands for an hour of work")
-
-    monkeypatch.setattr(build_module, "_export_denoiser", fake_denoiser)
-    monkeypatch.setattr(build_module, "_export_auxiliary", dies)
+    monkeypatch.setattr(build_module, "export_component", dies)
     options = BuildOptions(blocks=(1,))
     with pytest.raises(KeyboardInterrupt):
         build(str(small_pipeline), out, options, silent)
     assert not out.exists()
-    assert exported == ["text_encoder", "text_encoder_2"]
+    assert exported == ["transformer", "text_encoder", "text_encoder_2"]
 
-    monkeypatch.setattr(build_module, "_export_auxiliary", real)
+    monkeypatch.setattr(build_module, "export_component", real)
     events: list[tuple[str, str]] = []
     build(str(small_pipeline), out, options, lambda component, phase: events.append((component, phase)))
     assert [component for component, phase in events if phase == "trace"] == ["vae_decoder"]
@@ -78,7 +85,7 @@ def test_full_disk_says_what_to_do_and_keeps_finished_parts(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build_module, "_export_denoiser", full)
+    monkeypatch.setattr(build_module, "export_component", full)
     with pytest.raises(ExportError, match=r"disk .* is full; free some space and run the same command again"):
         build(str(small_pipeline), tmp_path / "b", BuildOptions(blocks=(1,)), silent)
     assert not (tmp_path / "b").exists()
@@ -96,6 +103,15 @@ def test_too_little_disk_is_refused_before_the_work(tmp_path: Path) -> None:
         ("tiny-sd3", BuildOptions(blocks=()), InputError, "no candidate block"),
         ("tiny-sd3", BuildOptions(blocks=(9, 10)), InputError, "blocks 0 to 9"),
         ("tiny-sd3", BuildOptions(precision="int4"), InputError, "choose float32"),
+        (
+            "tiny-sd3",
+            BuildOptions(components=("transformer", "vae")),
+            InputError,
+            "no component 'vae'; it has",
+        ),
+        ("tiny-sd3", BuildOptions(components=("vae_decoder",)), InputError, "add it to --components"),
+        ("tiny-sd3", BuildOptions(max_sequence_length=513), InputError, "give 1 to 512"),
+        ("tiny-sd3", BuildOptions(seed=0), ModelError, "needs a known configuration: sd3"),
     ],
 )
 def test_bad_options_change_nothing_on_disk(

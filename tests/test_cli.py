@@ -145,7 +145,7 @@ def test_long_prompt_warns_with_the_cut_text(tiny_bundle: Path, tmp_path: Path) 
         tmp_path / "a.png",
     )
     assert result.returncode == 0
-    assert "the prompt is too long, cut off: “red red triangle”" in result.stderr
+    assert "the prompt is too long: CLIP did not see “red red triangle”" in result.stderr
 
 
 def test_compare_agrees_in_every_step(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -143,18 +143,20 @@ def test_the_rebuild_command_builds_this_bundle(bundle: Bundle) -> None:
 
 def test_profiles_follow_the_contract(bundle: Bundle) -> None:
     options = EngineOptions(max_images=2, height=SizeRange.parse("32:64:96"), width=SizeRange.parse("64"))
-    (profile,) = profiles_of(bundle, "transformer", options, RTX)
+    (profile,) = profiles_of(bundle, bundle.spec("transformer"), options, RTX)
     shapes = profile_shapes(bundle.spec("transformer"), profile)
     assert shapes["hidden_states"] == ((1, 8, 8, 16), (4, 8, 16, 16), (4, 8, 24, 16))
     assert shapes["branch_rows"] == ((1,), (6,), (6,))
     # a map is image tokens by image and text tokens: 20 of CLIP, 256 for T5 or its zeros
     assert shapes["ema_state"][2] == (2, 2, 2, 96, 96 + 20 + 256)
-    (vae,) = profiles_of(bundle, "vae_decoder", options, RTX)
+    (vae,) = profiles_of(bundle, bundle.spec("vae_decoder"), options, RTX)
     assert profile_shapes(bundle.spec("vae_decoder"), vae)["latent_sample"][1] == (1, 8, 16, 16)
 
 
 def test_tensorrt_gets_a_profile_per_number_of_rows(bundle: Bundle) -> None:
-    narrow, wide = profiles_of(bundle, "transformer", EngineOptions(max_images=2), FLAVOURS["tensorrt"])
+    narrow, wide = profiles_of(
+        bundle, bundle.spec("transformer"), EngineOptions(max_images=2), FLAVOURS["tensorrt"]
+    )
     assert (narrow["rows"].opt, wide["rows"].opt) == (4, 6)
     sizes = {name: size.min for name, size in wide.items()}
     assert choose_profile((narrow, wide), {**sizes, "rows": 4}, rebuild="") == 0
@@ -173,7 +175,7 @@ def test_tensorrt_gets_a_profile_per_number_of_rows(bundle: Bundle) -> None:
 def test_a_call_outside_the_profiles_says_how_to_rebuild(
     bundle: Bundle, name: str, size: int, option: str
 ) -> None:
-    profiles = profiles_of(bundle, "transformer", OPTIONS, RTX)
+    profiles = profiles_of(bundle, bundle.spec("transformer"), OPTIONS, RTX)
     sizes = {**{n: s.opt for n, s in profiles[0].items()}, name: size}
     wanted = f"{name} is {size} in this call, the engine was built for {profiles[0][name].min} to"
     with pytest.raises(ContractError, match=wanted) as caught:

@@ -2,29 +2,23 @@
 
 import gc
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-from emag_export.bundle import DENOISER, GRAPH_FILE, Bundle
-from emag_export.contract import DenoiserContract, GraphSpec
-from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
-from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.fork import ForkedSD3
+from emag_export.bundle import COMPONENTS, Bundle
+from emag_export.contract import GraphSpec
+from emag_export.exporter.export import component_spec, export_component
+from emag_export.exporter.half import PRECISION_NOTES
 from emag_export.exporter.identify import BuildOptions, BuildPlan, BuildProgress, finished_bundle, identify
-from emag_export.exporter.onnx_export import export_graph
-from emag_export.exporter.source import SourceModel
+from emag_export.exporter.preview import fit_preview
 from emag_export.exporter.staging import Staging, disk_errors, require_disk_space, require_free_target
-from emag_export.exporter.verify import TOLERANCES, verify_graph
-from emag_export.shapes import Sizes
+from emag_export.shared_encoders import record_encoders
 
 __all__ = ["build", "perform"]
 
-_COPIED = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
+_TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
+"""Folder to the encoder it feeds; copied where that is exported."""
 
 
 def build(model: str, out: Path, options: BuildOptions, on_progress: BuildProgress) -> Bundle:
@@ -66,20 +60,32 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool, on_progress: BuildPr
     """
     source, contract = plan.source, plan.contract
     require_free_target(out, overwrite=overwrite)
-    require_disk_space(out, int(1.1 * source.weight_bytes()) * (2 if contract.precision == "float32" else 1))
+    require_disk_space(out, _bytes_to_write(plan))
     with disk_errors(out):
         staging = Staging(out, plan.key)
-        graphs = _graphs(source, contract, staging, on_progress)
+        graphs = _graphs(plan, staging, on_progress)
         on_progress("tokenizers", "copy")
-        _copy(source, staging)
+        _copy(plan, staging)
+        preview = None
+        if source.has("vae") and plan.provenance.seed is None:
+            on_progress("previews", "fit")
+            preview = fit_preview(source)
         on_progress("bundle", "hash")
+        shared = {}
+        if plan.encoders is not None:
+            sizes = {"vae_factor": plan.vae_factor, "clip_tokens": plan.clip_tokens}
+            shared["encoders"] = record_encoders(plan.encoders, out, contract, sizes, plan.shared)
         staging.publish(
             {
+                **shared,
                 "format": "emag-export bundle",
                 "key": plan.key,
                 "contract": contract.to_json(),
                 "defaults": plan.defaults.to_json(),
+                "geometry": {"vae_factor": plan.vae_factor, "clip_tokens": plan.clip_tokens},
                 "graphs": {name: asdict(spec) for name, spec in graphs.items()},
+                "precision_notes": _precision_notes(plan),
+                "preview": preview,
                 "source": asdict(plan.provenance),
             }
         )
@@ -87,88 +93,48 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool, on_progress: BuildPr
     return Bundle(out)
 
 
-def _graphs(
-    source: SourceModel, contract: DenoiserContract, staging: Staging, on_progress: BuildProgress
-) -> dict[str, GraphSpec]:
+def _precision_notes(plan: BuildPlan) -> dict[str, str]:
+    """What is kept in float32 in a graph of half precision, and why."""
+    if plan.contract.precision == "float32":
+        return {}
+    return {name: PRECISION_NOTES[name] for name in plan.components if name in PRECISION_NOTES}
+
+
+def _bytes_to_write(plan: BuildPlan) -> int:
+    """Disk that the bundle will take, from what the source takes: half precision doubles in float32.
+
+    In half precision some layers stay in float32: a fifth of T5, the whole of a decoder.
+    """
+    growth = 2.0 if plan.contract.precision == "float32" else 1.25
+    return int(1.1 * growth * plan.source.weight_bytes(*(COMPONENTS[name] for name in plan.components)))
+
+
+def _graphs(plan: BuildPlan, staging: Staging, on_progress: BuildProgress) -> dict[str, GraphSpec]:
     """Export every component, the largest first, with one set of weights in memory at a time."""
-    specs: dict[str, GraphSpec] = {DENOISER: contract.graph}
-    exports: dict[str, Callable[[Path], Any]] = {
-        DENOISER: lambda folder: _export_denoiser(source, contract, folder, on_progress)
-    }
-    for name, auxiliary in AUXILIARY.items():
-        if not source.has(auxiliary.source):
-            continue
-        specs[name] = auxiliary.spec(name, source.config(auxiliary.source), contract.precision)
-        exports[name] = lambda folder, name=name: _export_auxiliary(  # type: ignore[misc]
-            source, name, specs[name], contract.precision, (folder, on_progress)
-        )
-    for name, export in exports.items():
+    for name in plan.components:
         if staging.finished(name):
             on_progress(name, "reuse")
-        staging.part(name, export)
+        staging.part(name, lambda folder, name=name: export_component(plan, name, folder, on_progress))  # type: ignore[misc]
         gc.collect()
-    return specs
+    return {name: component_spec(plan, name) for name in plan.components}
 
 
-def _export_denoiser(
-    source: SourceModel, contract: DenoiserContract, folder: Path, on_progress: BuildProgress
-) -> None:
-    on_progress(DENOISER, "load")
-    module = ForkedSD3(load_transformer(source, contract.precision), contract).eval()
-    _export(module, contract.graph, contract.precision, (folder, on_progress), _denoiser_sizes(contract))
-    _copy_config(source, "transformer", folder)
+def _copy(plan: BuildPlan, staging: Staging) -> None:
+    """Tokenizers of the exported encoders, the scheduler, and an index that names what is there."""
+    source = plan.source
+    index = dict(source.index)
+    for component, folder in COMPONENTS.items():
+        if component not in plan.components:
+            index[folder] = [None, None]
+    for name, encoder in _TOKENIZERS.items():
+        if encoder not in plan.components:
+            index[name] = [None, None]
+    for name in (*_TOKENIZERS, "scheduler"):
+        if index.get(name, [None])[0]:
+            staging.part(name, lambda folder, name=name: _write(source.copied(name), folder))  # type: ignore[misc]
+    (staging.path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def _denoiser_sizes(contract: DenoiserContract) -> tuple[Sizes, ...]:
-    """Example first, then the sizes to verify; grids never exceed what the positional embedding covers."""
-    limit = contract.max_grid
-    return tuple(
-        {name: min(size, limit) if name in "hw" else size for name, size in sizes.items()}
-        for sizes in (DENOISER_EXAMPLE_SIZES, *DENOISER_CHECK_SIZES)
-    )
-
-
-def _export_auxiliary(
-    source: SourceModel, name: str, spec: GraphSpec, precision: str, target: tuple[Path, BuildProgress]
-) -> None:
-    folder, on_progress = target
-    auxiliary = AUXILIARY[name]
-    on_progress(name, "load")
-    model = load_weights(source, auxiliary.source, auxiliary.library, auxiliary.model_class, precision)
-    _export(auxiliary.wrap(model).eval(), spec, precision, target, (auxiliary.example, *auxiliary.check))
-    _copy_config(source, auxiliary.source, folder)
-
-
-def _export(
-    module: nn.Module,
-    spec: GraphSpec,
-    precision: str,
-    target: tuple[Path, BuildProgress],
-    sizes: tuple[Sizes, ...],
-) -> None:
-    folder, on_progress = target
-    example, *checks = sizes
-    on_progress(spec.name, "trace")
-    export_graph(module, spec, random_inputs(spec, example), folder / GRAPH_FILE)
-    if precision in TOLERANCES:
-        on_progress(spec.name, "verify")
-        verify_graph(module, spec, folder / GRAPH_FILE, checks, precision)
-
-
-def _copy_config(source: SourceModel, folder: str, target: Path) -> None:
-    """The component's configuration without the folder it was once loaded from."""
-    config = {name: value for name, value in source.config(folder).items() if name != "_name_or_path"}
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
-
-def _copy(source: SourceModel, staging: Staging) -> None:
-    for name in _COPIED:
-        if source.has(name):
-            staging.part(name, lambda folder, name=name: _copy_files(source.path / name, folder))  # type: ignore[misc]
-    shutil.copyfile(source.path / "model_index.json", staging.path / "model_index.json")
-
-
-def _copy_files(source: Path, target: Path) -> None:
-    for path in sorted(source.iterdir()):
-        if path.suffix in (".json", ".txt", ".model"):
-            shutil.copyfile(path, target / path.name)
+def _write(files: Iterable[tuple[str, bytes]], folder: Path) -> None:
+    for name, data in files:
+        (folder / name).write_bytes(data)

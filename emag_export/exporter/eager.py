@@ -7,7 +7,9 @@ from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
 from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
 from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.source import SourceModel, find_source
+from emag_export.exporter.identify import resolve
+from emag_export.exporter.lora import recorded_loras
+from emag_export.exporter.source import SourceModel
 
 __all__ = ["open_eager", "source_of"]
 
@@ -24,7 +26,8 @@ def source_of(bundle: Bundle, model: str | None = None) -> SourceModel:
     """
     provenance = bundle.provenance
     try:
-        source = find_source(model or provenance.model, revision=provenance.revision)
+        name = model or provenance.model
+        source = resolve(name, revision=provenance.revision, seed=provenance.seed)
     except ModelError as error:
         raise ModelError(
             f"the source model is needed: {error}; if it has moved, give --reference PATH"
@@ -38,15 +41,23 @@ def source_of(bundle: Bundle, model: str | None = None) -> SourceModel:
 
 
 def open_eager(source: SourceModel, device: str = "cpu") -> Callable[[Bundle, str], EagerEngine]:
-    """A function that opens components of a bundle in PyTorch eager."""
+    """A function that opens components of a bundle in PyTorch eager.
+
+    Args:
+        source: The model that the bundle was made from; that of a bundle which shares its encoders is found
+            by what it says of itself.
+        device: Where it runs.
+    """
 
     def opener(bundle: Bundle, component: str) -> EagerEngine:
+        model_of = source if bundle.provenance.model == source.name else source_of(bundle)
         precision = bundle.contract.precision
         if component == DENOISER:
-            module = ForkedSD3(load_transformer(source, precision), bundle.contract)
+            loras = recorded_loras(bundle.provenance.loras)
+            module = ForkedSD3(load_transformer(model_of, precision, loras), bundle.contract)
             return EagerEngine(module.eval().to(device), bundle.contract.graph, device)
         auxiliary = AUXILIARY[component]
-        model = load_weights(source, auxiliary.source, auxiliary.library, auxiliary.model_class, precision)
+        model = load_weights(model_of, auxiliary.source, auxiliary.library, auxiliary.model_class, precision)
         return EagerEngine(auxiliary.wrap(model).eval().to(device), bundle.spec(component), device)
 
     return opener

@@ -5,35 +5,46 @@ a notebook find their bundle finished.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from emag_export import __version__
-from emag_export.bundle import MANIFEST, Bundle, Provenance
+from emag_export.bundle import COMPONENTS, DENOISER, MANIFEST, Bundle, Provenance
 from emag_export.contract import DenoiserContract, Renorm, Variant
 from emag_export.errors import EmagError, InputError
+from emag_export.exporter.lora import Lora, lora_records
+from emag_export.exporter.random_model import random_model
 from emag_export.exporter.source import SourceModel, find_source
 from emag_export.hashing import hash_json
 from emag_export.models import SamplingDefaults, sampling_defaults
 
 __all__ = [
     "OPSET",
+    "PREVIEW_FIT",
     "BuildOptions",
     "BuildPlan",
     "BuildProgress",
     "contract_of",
     "finished_bundle",
     "identify",
+    "resolve",
 ]
 
 OPSET = 20
 """The oldest with ``Gelu`` as one operator; runs on onnxruntime, TensorRT and TensorRT-RTX alike."""
 
-BuildProgress = Callable[[str, str], None]
-"""Called with (component, phase) when a phase begins: reuse, load, trace, verify, copy, hash, done."""
+PREVIEW_FIT = 1
+"""Raised when the fit of the previews changes: a bundle with the older numbers, or none, is made again."""
 
+BuildProgress = Callable[[str, str], None]
+"""Called with (component, phase) when a phase begins: reuse, load, trace, verify, copy, fit, hash, done."""
+
+LONGEST_SEQUENCE = 512
+"""T5 tokens; the limit of diffusers' pipeline."""
+
+_T5 = "text_encoder_3"
 _PRECISIONS = ("float32", "float16", "bfloat16")
 _VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 """Packages whose version may change a graph; read from their metadata, so that none is imported."""
@@ -49,6 +60,18 @@ class BuildOptions:
     """Candidate blocks; None takes the model's defaults."""
     precision: str = "float32"
     revision: str | None = None
+    seed: int | None = None
+    """Random weights of this seed instead of the checkpoint's."""
+    components: tuple[str, ...] | None = None
+    """Graphs to export, by folder in the bundle; None exports all that the model has."""
+    encoders: Path | None = None
+    """A finished bundle whose text encoders, tokenizers and decoder are used instead of exporting them."""
+    loras: tuple[Lora, ...] = ()
+    """Merged into the transformer, in order."""
+    t5: bool = True
+    """Whether the T5 encoder is exported; without it zeros stand in its place, as in diffusers."""
+    max_sequence_length: int | None = None
+    """Tokens of the T5 part; None takes the model's default."""
     overwrite: bool = False
 
 
@@ -59,9 +82,20 @@ class BuildPlan:
     source: SourceModel
     contract: DenoiserContract
     defaults: SamplingDefaults
+    vae_factor: int
+    """Pixels per latent along a side."""
+    clip_tokens: int
+    """Tokens that CLIP makes of every prompt."""
+    components: tuple[str, ...]
+    """Graphs that the bundle holds."""
+    encoders: Bundle | None
+    """Holds the other components, where they are shared."""
+    shared: tuple[str, ...]
+    """Components used from there."""
+    loras: tuple[Lora, ...]
     provenance: Provenance
     key: str
-    """SHA-256 over the other fields and the opset; a bundle with this key need not be made again."""
+    """SHA-256 over the other fields and the recipes; a bundle with this key need not be made again."""
 
 
 def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> BuildPlan:
@@ -76,17 +110,85 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
         ModelError: If the model cannot be used.
         InputError: If an option cannot be used.
     """
-    source = find_source(model, revision=options.revision)
+    source = resolve(model, revision=options.revision, seed=options.seed)
     contract, defaults = _contract(source, options)
+    encoders = None if options.encoders is None else Bundle(options.encoders)
+    components, shared = _components(source, options, encoders)
+    _check_text_length(defaults, encoders, shared)
     on_progress("source", "hash")
     provenance = Provenance(
         model=source.name,
         revision=source.revision,
         fingerprint=source.fingerprint(),
         versions={"emag-export": __version__, **{name: version(name) for name in _VERSIONED}},
+        seed=options.seed,
+        loras=lora_records(options.loras),
     )
-    key = hash_json([asdict(provenance), contract.to_json(), defaults.to_json(), OPSET])
-    return BuildPlan(source=source, contract=contract, defaults=defaults, provenance=provenance, key=key)
+    recipe = [contract.to_json(), defaults.to_json(), components, OPSET, PREVIEW_FIT]
+    if encoders is not None:
+        recipe.append({name: encoders.files[name] for name in encoders.files if name.split("/")[0] in shared})
+    return BuildPlan(
+        source=source,
+        contract=contract,
+        defaults=defaults,
+        vae_factor=_vae_factor(source),
+        clip_tokens=source.config("text_encoder")["max_position_embeddings"],
+        components=components,
+        encoders=encoders,
+        shared=shared,
+        loras=options.loras,
+        provenance=provenance,
+        key=hash_json([asdict(provenance), *recipe]),
+    )
+
+
+def resolve(model: str, *, revision: str | None, seed: int | None) -> SourceModel:
+    """The source model: the checkpoint, or its configuration with random weights where a seed is given.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    return find_source(model, revision=revision) if seed is None else random_model(model, seed)
+
+
+def _vae_factor(source: SourceModel) -> int:
+    return int(2 ** (len(source.config("vae")["block_out_channels"]) - 1))
+
+
+def _components(
+    source: SourceModel, options: BuildOptions, encoders: Bundle | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Components to export, and components to use from another bundle."""
+    there = [name for name, folder in COMPONENTS.items() if source.has(folder)]
+    for name in options.components or ():
+        if name not in there:
+            raise InputError(f"{source.name} has no component {name!r}; it has {', '.join(there)}")
+    if options.components is not None and DENOISER not in options.components:
+        raise InputError(f"a bundle is made around its {DENOISER}; add it to --components")
+    if encoders is not None:
+        if options.components is not None:
+            raise InputError("--encoders says where the other components are; leave out --components")
+        shared = (name for name in encoders.components if name != DENOISER)
+        return (DENOISER,), tuple(name for name in shared if options.t5 or name != _T5)
+    if "text_encoder" not in there and options.components is None:
+        raise InputError(
+            f"{source.name} has no text encoders; use those of a bundle with --encoders BUNDLE, or export "
+            f"without them by --components {DENOISER}"
+        )
+    wanted = there if options.components is None else options.components
+    return tuple(name for name in there if name in wanted and (options.t5 or name != _T5)), ()
+
+
+def _check_text_length(defaults: SamplingDefaults, encoders: Bundle | None, shared: tuple[str, ...]) -> None:
+    """A shared T5, and engines built of it, take no more tokens than their own bundle allows."""
+    if encoders is None or _T5 not in shared:
+        return
+    longest = encoders.defaults.max_sequence_length
+    if defaults.max_sequence_length > longest:
+        raise InputError(
+            f"max sequence length is {defaults.max_sequence_length}, the encoders of {encoders.path} were "
+            f"made for {longest}; give --max-sequence-length {longest}"
+        )
 
 
 def finished_bundle(out: Path, key: str) -> Bundle | None:
@@ -142,10 +244,17 @@ def contract_of(
 
 def _contract(source: SourceModel, options: BuildOptions) -> tuple[DenoiserContract, SamplingDefaults]:
     config = source.config("transformer")
-    pixels = config["sample_size"] * 2 ** (len(source.config("vae")["block_out_channels"]) - 1)
+    pixels = config["sample_size"] * _vae_factor(source)
     defaults = sampling_defaults(source.name, blocks=config["num_layers"], sample_pixels=pixels)
     if options.precision not in _PRECISIONS:
         raise InputError(f"there is no precision {options.precision!r}; choose float32, float16 or bfloat16")
+    if options.max_sequence_length is not None:
+        if not 1 <= options.max_sequence_length <= LONGEST_SEQUENCE:
+            raise InputError(
+                f"max sequence length is {options.max_sequence_length}; SD3 was trained with at most "
+                f"{LONGEST_SEQUENCE} T5 tokens, give 1 to {LONGEST_SEQUENCE}"
+            )
+        defaults = replace(defaults, max_sequence_length=options.max_sequence_length)
     blocks = defaults.emag_layers if options.blocks is None else options.blocks
     contract = contract_of(
         config, variant=options.variant, blocks=blocks, renorm=options.renorm, precision=options.precision

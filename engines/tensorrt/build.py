@@ -118,7 +118,7 @@ def plan_engine_build(bundle: Bundle, flavour: Flavour, options: EngineOptions) 
     place = "+".join(options.targets) if gpu is None else gpu.slug
     parts = []
     for component in bundle.components:
-        profiles = profiles_of(bundle, component, options, flavour)
+        profiles = profiles_of(bundle, bundle.spec(component), options, flavour)
         key = plan_key(
             bundle,
             component,

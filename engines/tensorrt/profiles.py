@@ -1,15 +1,17 @@
 """Optimisation profiles: for every named dimension the sizes an engine is built for, from the contract."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
-from emag_export.bundle import DENOISER, Bundle
-from emag_export.contract import GraphSpec
+from emag_export.bundle import DENOISER
+from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.engines.tensorrt.flavour import Flavour
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
 from emag_export.errors import ContractError, InputError
+from emag_export.models import SamplingDefaults
 from emag_export.shapes import Sizes, evaluate
 
-__all__ = ["Profile", "Shapes", "choose_profile", "profile_shapes", "profiles_of"]
+__all__ = ["Profile", "Shapes", "Sized", "choose_profile", "profile_shapes", "profiles_of"]
 
 Profile = Mapping[str, SizeRange]
 """Range of every named dimension of one graph."""
@@ -28,8 +30,29 @@ _BRANCHES = 3
 """Branch rows of one image at most: unconditional, conditional, perturbed."""
 
 
+@runtime_checkable
+class Sized(Protocol):
+    """What sizes follow from: a bundle, or the plan of one."""
+
+    @property
+    def contract(self) -> DenoiserContract:
+        """Dimensions of the model."""
+
+    @property
+    def defaults(self) -> SamplingDefaults:
+        """Its own picture size and text length."""
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent along a side."""
+
+    @property
+    def clip_tokens(self) -> int:
+        """Tokens that CLIP makes of every prompt."""
+
+
 def profiles_of(
-    bundle: Bundle, component: str, options: EngineOptions, flavour: Flavour
+    model: Sized, spec: GraphSpec, options: EngineOptions, flavour: Flavour
 ) -> tuple[Profile, ...]:
     """The profiles one component is built with.
 
@@ -39,24 +62,25 @@ def profiles_of(
     Raises:
         InputError: If a resolution does not fit the model.
     """
-    height, width = _resolution(bundle, options)
-    spec, images = bundle.spec(component), options.max_images
-    if component != DENOISER:
-        ranges = {"rows": _up_to(1 if component == "vae_decoder" else images)}
-        ranges |= {"tokens": _up_to(bundle.defaults.max_sequence_length)}
+    height, width = _resolution(model, options)
+    images = options.max_images
+    if spec.name != DENOISER:
+        # Prompts are encoded, and pictures decoded, one by one: their neighbours shall not change them.
+        ranges = {"rows": _up_to(1)}
+        ranges |= {"tokens": _up_to(model.defaults.max_sequence_length)}
         ranges |= {
-            "h": height.divided(bundle.vae_factor, "height"),
-            "w": width.divided(bundle.vae_factor, "width"),
+            "h": height.divided(model.vae_factor, "height"),
+            "w": width.divided(model.vae_factor, "width"),
         }
         return ({name: ranges[name] for name in spec.symbols},)
-    cell = bundle.vae_factor * bundle.contract.patch_size
-    text = bundle.clip_tokens + bundle.defaults.max_sequence_length
+    cell = model.vae_factor * model.contract.patch_size
+    text = model.clip_tokens + model.defaults.max_sequence_length
     shared = {
         "trunk_rows": _up_to(2 * images),
         "tracked": _up_to(images),
         "h": height.divided(cell, "height"),
         "w": width.divided(cell, "width"),
-        "text": SizeRange(min=bundle.clip_tokens, opt=text, max=text),
+        "text": SizeRange(min=model.clip_tokens, opt=text, max=text),
     }
     rows = [_up_to(_BRANCHES * images)]
     if flavour.profile_per_row_count:
@@ -68,13 +92,13 @@ def _up_to(most: int) -> SizeRange:
     return SizeRange(min=1, opt=most, max=most)
 
 
-def _resolution(bundle: Bundle, options: EngineOptions) -> tuple[SizeRange, SizeRange]:
-    cell = bundle.vae_factor * bundle.contract.patch_size
-    limit = bundle.contract.max_grid * cell
+def _resolution(model: Sized, options: EngineOptions) -> tuple[SizeRange, SizeRange]:
+    cell = model.vae_factor * model.contract.patch_size
+    limit = model.contract.max_grid * cell
     ranges = []
     for name, given, usual in (
-        ("height", options.height, bundle.defaults.height),
-        ("width", options.width, bundle.defaults.width),
+        ("height", options.height, model.defaults.height),
+        ("width", options.width, model.defaults.width),
     ):
         wanted = given or SizeRange(
             min=max(cell, usual // 2 // cell * cell), opt=usual, max=min(limit, usual * 3 // 2 // cell * cell)
