@@ -35,6 +35,14 @@ class Lora:
     scale: float = 1.0
     """Dimensionless; 1 is what was trained, negative values subtract."""
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise InputError(f"the LoRA {self.path} has the scale {self.scale}; give a finite number")
+        if not self.path.is_file():
+            raise InputError(
+                f"there is no LoRA file {self.path}; give PATH or PATH:SCALE of a .safetensors file"
+            )
+
 
 def parse_lora(text: str) -> Lora:
     """``PATH`` or ``PATH:SCALE``, as the command line takes it.
@@ -50,10 +58,6 @@ def parse_lora(text: str) -> Lora:
             scale = float(after)
         except ValueError as error:
             raise InputError(f"the LoRA {text!r} has the scale {after!r}; give PATH or PATH:SCALE") from error
-    if not math.isfinite(scale):
-        raise InputError(f"the LoRA {text!r} has the scale {scale}; give a finite number")
-    if not Path(path).is_file():
-        raise InputError(f"there is no LoRA file {path}; give PATH or PATH:SCALE of a .safetensors file")
     return Lora(path=Path(path), scale=scale)
 
 
@@ -68,17 +72,17 @@ def recorded_loras(records: Sequence[Mapping[str, Any]]) -> list[Lora]:
     Raises:
         ModelError: If a file has moved or changed.
     """
-    loras = [Lora(path=Path(record["name"]), scale=record["scale"]) for record in records]
-    for lora, record in zip(loras, records, strict=True):
-        if not lora.path.is_file():
+    loras = []
+    for record in records:
+        path = Path(record["name"])
+        if not path.is_file():
+            raise ModelError(f"the LoRA {path} that was merged is needed; put it back, or rebuild the bundle")
+        if hash_file(path) != record["sha256"]:
             raise ModelError(
-                f"the LoRA {lora.path} that was merged is needed; put it back, or rebuild the bundle"
-            )
-        if hash_file(lora.path) != record["sha256"]:
-            raise ModelError(
-                f"the LoRA {lora.path} is not the one that was merged: its SHA-256 differs; "
+                f"the LoRA {path} is not the one that was merged: its SHA-256 differs; "
                 "put the original back, or rebuild the bundle"
             )
+        loras.append(Lora(path=path, scale=record["scale"]))
     return loras
 
 

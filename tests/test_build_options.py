@@ -1,0 +1,92 @@
+"""One build with what else changes its content: shared encoders and a LoRA, from the command line on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from emag_export.bundle import DENOISER, Bundle
+from emag_export.cli.main import main
+from emag_export.engines.registry import open_backend
+from emag_export.errors import InputError
+from emag_export.exporter.eager import open_eager, source_of
+from emag_export.exporter.examples import DENOISER_CHECK_SIZES, random_inputs
+from emag_export.exporter.identify import BuildOptions, identify
+from emag_export.exporter.lora import Lora
+from emag_export.runtime.pipeline import Pipeline
+from emag_export.runtime.request import default_request
+from tests.bundles import silent
+
+LAYER, WIDTH, RANK = "transformer_blocks.2.attn.to_q", 32, 4
+
+
+def write_lora(path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {
+            f"transformer.{LAYER}.lora_A.weight": torch.randn(RANK, WIDTH, generator=generator),
+            f"transformer.{LAYER}.lora_B.weight": torch.randn(WIDTH, RANK, generator=generator),
+        },
+        path,
+    )
+    return path
+
+
+def test_shared_encoders_and_a_lora(small_pipeline: Path, small_bundle: Path, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path / "style.safetensors")
+    out = tmp_path / "bundle"
+    command = ["build", "--model", str(small_pipeline), "--emag-layers", "1", "-o", str(out), "--json"]
+    command += ["--encoders", str(small_bundle), "--lora", f"{lora}:0.5"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    bundle = Bundle(out)
+    assert bundle.components == [DENOISER]
+    assert not list(out.glob("tokenizer*")) + list(out.glob("text_encoder*")) + list(out.glob("vae*"))
+    (record,) = bundle.provenance.loras
+    assert record["scale"] == 0.5
+    inspected = json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json"]).stdout)
+    assert inspected["intact"]
+
+    # The graph has the LoRA, and so has the oracle that the bundle leads to; without it both differ.
+    feeds = random_inputs(bundle.spec(DENOISER), DENOISER_CHECK_SIZES[1])
+    source = source_of(bundle)
+    with (
+        open_backend("onnxruntime", threads=1)(bundle, DENOISER) as graph,
+        open_eager(source)(bundle, DENOISER) as oracle,
+    ):
+        got, wanted = graph.run(feeds)["noise_pred"], oracle.run(feeds)["noise_pred"]
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)  # measured 1e-6
+        weights = dict(oracle.module.named_parameters())[f"model.{LAYER}.weight"]
+        plain = source.load("transformer", type(oracle.module.model), torch_dtype=torch.float32)
+        assert not torch.allclose(weights, dict(plain.named_parameters())[f"{LAYER}.weight"], atol=0.1)
+
+    with Pipeline(bundle, open_backend("onnxruntime", threads=1)) as pipeline:
+        prepared = pipeline.prepare([default_request(bundle, "a large red circle")])
+        first = next(iter(pipeline.denoise(prepared)))
+        assert pipeline.decode(first.latents).shape == (1, 64, 64, 3)
+
+
+def test_each_of_them_is_part_of_the_key(small_pipeline: Path, small_bundle: Path, tmp_path: Path) -> None:
+    lora = write_lora(tmp_path / "style.safetensors")
+    choices = (
+        BuildOptions(blocks=(1,)),
+        BuildOptions(blocks=(1,), encoders=small_bundle),
+        BuildOptions(blocks=(1,), loras=(Lora(path=lora, scale=1.0),)),
+        BuildOptions(blocks=(1,), loras=(Lora(path=lora, scale=0.5),)),
+        BuildOptions(blocks=(1,), max_sequence_length=64),
+        BuildOptions(blocks=(1,), components=(DENOISER,)),
+    )
+    assert len({identify(str(small_pipeline), choice, silent).key for choice in choices}) == len(choices)
+
+
+def test_encoders_and_components_exclude_each_other(small_pipeline: Path, small_bundle: Path) -> None:
+    options = BuildOptions(blocks=(1,), encoders=small_bundle, components=(DENOISER,))
+    with pytest.raises(InputError, match="leave out --components"):
+        identify(str(small_pipeline), options, silent)
+
+
+def test_a_lora_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no LoRA file"):
+        Lora(path=tmp_path / "absent.safetensors", scale=1.0)
