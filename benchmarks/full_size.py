@@ -120,7 +120,7 @@ def _compile(part: str, precision: str, target: str, folder: Path) -> dict[str, 
     built = build_plan(folder / GRAPH_FILE, spec, profiles, flavour, options)
     return {
         "seconds": round(built.seconds, 1),
-        "bytes": len(built.data),
+        "bytes": memoryview(built.data).nbytes,
         "memory": dict(built.memory),
         "peak_bytes": _peak(),
     }

@@ -101,6 +101,7 @@ class EngineBuild:
                 profiles=part.profiles,
                 options=self.options,
             )
+            del plan  # before the next one is built: plans are as large as the weights
         return self.folder.records()
 
 

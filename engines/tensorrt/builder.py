@@ -29,7 +29,8 @@ BuildPhase = Callable[[str, int, int], None]
 class BuiltPlan:
     """A plan in memory, and what the builder said about it."""
 
-    data: bytes
+    data: bytes | memoryview
+    """As the builder holds it: a copy of a large plan would be what does not fit."""
     memory: Mapping[str, int]
     """Bytes of ``scratch``, ``activation`` and ``weights`` on the device, at the largest sizes."""
     warnings: tuple[str, ...]
@@ -82,8 +83,7 @@ def build_plan(
             config = config_of(options, [_polygraphy_profile(trt, spec, p) for p in profiles], monitor)
             with_flags = _with_flags(module, config, options)
             cache = None if timing_cache is None else str(timing_cache)
-            data = trt.engine_bytes_from_network(network, with_flags, save_timing_cache=cache)
-            plan = bytes(data)
+            plan = memoryview(trt.engine_bytes_from_network(network, with_flags, save_timing_cache=cache))
         except Exception as error:
             if cancelled.is_set():
                 raise KeyboardInterrupt from error

@@ -200,7 +200,7 @@ class EngineFolder:
         record = PlanRecord(
             key=key,
             file=file.name,
-            bytes=len(plan.data),
+            bytes=memoryview(plan.data).nbytes,
             sha256=hash_file(file),
             precision=precision,
             profiles=profiles,
@@ -223,7 +223,7 @@ class EngineFolder:
             _replace(self.runtime_cache(component), data)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes | memoryview) -> None:
     """Write beside, then rename: nobody ever sees half a file."""
     partial = path.with_name(f".{path.name}.partial")
     try:
