@@ -12,15 +12,13 @@ from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries
 from emag_export.cli.engine_build import build_engines, engine_build_options, engine_options_of
 from emag_export.cli.options import Blocks, renorm_option, variant_option
-from emag_export.contract import Variant
+from emag_export.contract import PRECISIONS, Variant
 from emag_export.errors import InputError
 
 if TYPE_CHECKING:
-    from emag_export.exporter.identify import BuildProgress
+    from emag_export.exporter.identify import BuildOptions, BuildProgress
 
-__all__ = ["command", "phase_reporter"]
-
-_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+__all__ = ["build_options_of", "command", "phase_reporter"]
 
 
 @click.command("build")
@@ -33,7 +31,7 @@ _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 @click.option(
     "--emag-layers", "blocks", type=Blocks(), help="Candidate blocks, 6-8 or 6,7,8; default: the model's."
 )
-@click.option("--precision", type=click.Choice(list(_PRECISIONS)), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="fp32", show_default=True)
 @click.option(
     "--weights",
     type=click.Choice(["checkpoint", "random"]),
@@ -57,13 +55,13 @@ _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 )
 @engine_build_options
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for scripts.")
-def command(model: str, output: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
+def command(model: str, output: Path, as_json: bool, **options: Any) -> None:
     """Export a model into a bundle of ONNX graphs, and build engines of them with --backend.
 
     Interrupted, it continues with the same command. What is up to date is left alone.
     """
     engine_options = engine_options_of(options)
-    bundle = _bundle(model, output, overwrite, options)
+    bundle = _bundle(model, output, options)
     size = sum(record["bytes"] for record in bundle.files.values())
     summary: dict[str, Any] = {"bundle": str(output), "key": bundle.manifest["key"], "bytes": size}
     if engine_options is not None:
@@ -82,26 +80,12 @@ def command(model: str, output: Path, overwrite: bool, as_json: bool, **options:
     )
 
 
-def _bundle(model: str, output: Path, overwrite: bool, options: Mapping[str, Any]) -> Bundle:
+def _bundle(model: str, output: Path, options: Mapping[str, Any]) -> Bundle:
     """The up-to-date bundle: found, or exported now."""
-    from emag_export.exporter.identify import BuildOptions, finished_bundle, identify
-    from emag_export.exporter.lora import parse_lora
+    from emag_export.exporter.identify import finished_bundle, identify
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a download would draw over our bar
-    wanted = BuildOptions(
-        variant=options["variant"],
-        renorm=options["renorm"],
-        blocks=options["blocks"],
-        precision=_PRECISIONS[options["precision"]],
-        revision=options["revision"],
-        seed=_seed(options),
-        components=None if options["components"] is None else tuple(options["components"].split(",")),
-        encoders=options["encoders"],
-        loras=tuple(parse_lora(text) for text in options["loras"]),
-        t5=options["t5"],
-        max_sequence_length=options["max_sequence_length"],
-        overwrite=overwrite,
-    )
+    wanted = build_options_of(options)
     with progress_bar("starting", None) as progress:
         report = phase_reporter(progress)
         plan = identify(model, wanted, report)
@@ -113,8 +97,29 @@ def _bundle(model: str, output: Path, overwrite: bool, options: Mapping[str, Any
             from emag_export.exporter.build import perform
 
             quiet_libraries()
-            bundle = perform(plan, output, overwrite=overwrite, on_progress=report)
+            bundle = perform(plan, output, overwrite=wanted.overwrite, on_progress=report)
     return bundle
+
+
+def build_options_of(options: Mapping[str, Any]) -> "BuildOptions":
+    """What :func:`command` takes, without model, output and engine options."""
+    from emag_export.exporter.identify import BuildOptions
+    from emag_export.exporter.lora import parse_lora
+
+    return BuildOptions(
+        variant=options["variant"],
+        renorm=options["renorm"],
+        blocks=options["blocks"],
+        precision=PRECISIONS[options["precision"]],
+        revision=options["revision"],
+        seed=_seed(options),
+        components=None if options["components"] is None else tuple(options["components"].split(",")),
+        encoders=options["encoders"],
+        loras=tuple(parse_lora(text) for text in options["loras"]),
+        t5=options["t5"],
+        max_sequence_length=options["max_sequence_length"],
+        overwrite=options["overwrite"],
+    )
 
 
 def _seed(options: Mapping[str, Any]) -> int | None:

@@ -30,6 +30,7 @@ _ENGINE = {
     "device": "cpu",
     "provider": None,
     "cuda_graphs": False,
+    "weight_budget": None,
     "threads": 0,
     "batch_size": len(_PROMPTS),
 }

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["PARAMETERS", "PIPELINES", "TOKEN_LIMITS"]
+__all__ = ["CLASSES", "PARAMETERS", "PIPELINES", "TOKEN_LIMITS"]
 
 Config = Mapping[str, Any]
 
@@ -118,6 +118,8 @@ _TRANSFORMERS = {
         num_layers=38, num_attention_heads=38, caption_projection_dim=2432, qk_norm="rms_norm"
     ),
 }
+# No published model: SD3's depth at a quarter of its width, to measure ratios where the real one is too slow.
+_TRANSFORMERS["sd3-narrow"] = _transformer(num_layers=24, num_attention_heads=6, caption_projection_dim=384)
 _TRANSFORMERS["sd3.5-large-turbo"] = _TRANSFORMERS["sd3.5-large"]
 
 
@@ -145,12 +147,28 @@ PIPELINES: Mapping[str, Mapping[str, Config]] = MappingProxyType(
 )
 """Known name to the configuration of every component."""
 
+CLASSES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "transformer": ("diffusers", "SD3Transformer2DModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+        "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+        "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+        "text_encoder_3": ("transformers", "T5EncoderModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "tokenizer_2": ("transformers", "CLIPTokenizer"),
+        "tokenizer_3": ("transformers", "T5Tokenizer"),
+    }
+)
+"""Component to library and class, as ``model_index.json`` names them."""
+
 TOKEN_LIMITS: Mapping[str, int] = MappingProxyType({"tokenizer": 77, "tokenizer_2": 77, "tokenizer_3": 512})
 """``model_max_length`` of the tokenizers; T5's is a limit of the pipeline, which feeds 256 by default."""
 
 PARAMETERS: Mapping[str, int] = MappingProxyType(
     {
         "sd3": 2_084_951_104,
+        "sd3-narrow": 143_013_184,
         "sd3.5-medium": 2_469_663_936,
         "sd3.5-large": 8_146_280_768,
         "sd3.5-large-turbo": 8_146_280_768,

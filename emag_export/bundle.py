@@ -6,6 +6,7 @@ provenance and the SHA-256 of every file; a file that does not match is refused,
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,16 @@ from emag_export.errors import BundleError, InputError
 from emag_export.hashing import hash_file
 from emag_export.models import SamplingDefaults
 
-__all__ = ["COMPONENTS", "DENOISER", "GRAPH_FILE", "MANIFEST", "Bundle", "Provenance", "file_records"]
+__all__ = [
+    "COMPONENTS",
+    "DENOISER",
+    "GRAPH_FILE",
+    "MANIFEST",
+    "TOKENIZERS",
+    "Bundle",
+    "Provenance",
+    "file_records",
+]
 
 MANIFEST = "bundle.json"
 GRAPH_FILE = "model.onnx"
@@ -33,6 +43,10 @@ COMPONENTS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Folder in a bundle to folder in diffusers' pipeline, the denoiser first."""
+TOKENIZERS: Mapping[str, str] = MappingProxyType(
+    {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
+)
+"""Text encoder to the folder of the tokenizer that feeds it."""
 ENGINES = "engines"
 """Folder of compiled plans; they carry their own hashes and are not part of the bundle's."""
 
@@ -90,7 +104,7 @@ class Bundle:
                 f"{manifest} is damaged ({error}); rebuild the bundle with --overwrite"
             ) from error
         self.contract = DenoiserContract.from_json(contract)
-        if "geometry" not in self.manifest:
+        if not {"geometry", "arguments"} <= self.manifest.keys():
             raise BundleError(
                 f"{manifest} was written by an older emag-export; rebuild the bundle with --overwrite"
             )
@@ -99,6 +113,11 @@ class Bundle:
     def provenance(self) -> Provenance:
         """Where this bundle came from."""
         return Provenance(**self.manifest["source"])
+
+    @property
+    def arguments(self) -> list[str]:
+        """Words of ``emag-export build`` that build this bundle again, all but ``-o`` and engine options."""
+        return list(self.manifest["arguments"])
 
     @property
     def defaults(self) -> SamplingDefaults:
@@ -188,8 +207,10 @@ class Bundle:
             InputError: With the command that builds the wanted variant.
         """
         if variant is not None and variant is not self.contract.variant:
+            words = self.arguments
+            words[words.index("--variant") + 1] = str(variant)
+            command = ["emag-export", "build", *words, "-o", f"{self.path}-{variant}"]
             raise InputError(
                 f"{self.path} holds the variant {self.contract.variant}, {variant} was asked for; "
-                f"build it with: emag-export build --model {self.provenance.model} --variant {variant} "
-                f"-o {self.path}-{variant}"
+                f"build it with: {shlex.join(command)}"
             )

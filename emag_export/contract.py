@@ -16,6 +16,7 @@ from emag_export.shapes import Dim, Sizes, evaluate, solve, symbols
 __all__ = [
     "CONTRACT_VERSION",
     "DTYPE_BYTES",
+    "PRECISIONS",
     "STATE_PAIRS",
     "DenoiserContract",
     "GraphSpec",
@@ -28,6 +29,9 @@ CONTRACT_VERSION = 1
 """Raised whenever a graph of the older kind could no longer be driven correctly."""
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Name on the command line to dtype of the weights."""
 
 STATE_PAIRS = {"ema_state": "ema_state_out"}
 """Inputs that a step's output replaces: feed the right one back as the left one."""

@@ -15,14 +15,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emag_export.bundle import COMPONENTS, DENOISER, Bundle
+from emag_export.bundle import COMPONENTS, DENOISER, TOKENIZERS, Bundle
 from emag_export.contract import DenoiserContract
 from emag_export.errors import BundleError, InputError
 
-__all__ = ["components_of", "home_of", "record_encoders"]
+__all__ = ["components_of", "home_of", "record_encoders", "shared_files"]
 
-_TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 _ENTRY = "encoders"
+
+
+def shared_files(encoders: Bundle, components: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of every file that is used from another bundle, by its path there.
+
+    Args:
+        encoders: The bundle that has them.
+        components: Used from there; text encoders together with their tokenizers.
+    """
+    folders = {*components, *(TOKENIZERS[name] for name in components if name in TOKENIZERS)}
+    return {
+        name: record["sha256"] for name, record in encoders.files.items() if name.split("/")[0] in folders
+    }
 
 
 def record_encoders(
@@ -57,14 +69,10 @@ def record_encoders(
                 f"{encoders.path} does not fit: {what} is {got}, the transformer needs {wanted}; "
                 "give --encoders a bundle of the same model family"
             )
-    folders = {*components, *(_TOKENIZERS[name] for name in components if name in _TOKENIZERS)}
-    files = {
-        name: record["sha256"] for name, record in encoders.files.items() if name.split("/")[0] in folders
-    }
     return {
         "path": _recorded_path(encoders.path, out),
         "components": [name for name in COMPONENTS if name in components],
-        "files": files,
+        "files": shared_files(encoders, components),
     }
 
 

@@ -22,6 +22,7 @@ def open_backend(
     threads: int = 0,
     provider: str | None = None,
     cuda_graphs: bool = True,
+    weight_budget: int | None = None,
 ) -> Callable[[Bundle, str], Engine]:
     """A function that opens components of a bundle on this backend.
 
@@ -31,6 +32,8 @@ def open_backend(
         threads: CPU threads; 0 lets the backend choose.
         provider: Execution provider of onnxruntime on a GPU; None is CUDA's own.
         cuda_graphs: Capture and replay calls, on a GPU.
+        weight_budget: Bytes of weights that each TensorRT engine keeps on the GPU, where it streams them;
+            None lets TensorRT choose.
 
     Raises:
         InputError: If there is no such backend, or it does not run on ``device``.
@@ -42,7 +45,7 @@ def open_backend(
     if name in FLAVOURS:
         if device not in ("", "cuda"):
             raise InputError(f"{name} runs on the GPU, not on {device}; leave out --device")
-        return open_tensorrt(FLAVOURS[name], cuda_graphs=cuda_graphs)
+        return open_tensorrt(FLAVOURS[name], cuda_graphs=cuda_graphs, weight_budget=weight_budget)
     options = OrtOptions(device=device or "cpu", threads=threads, provider=provider, cuda_graphs=cuda_graphs)
     return lambda bundle, component: OnnxRuntimeEngine(
         bundle.graph(component), bundle.spec(component), options

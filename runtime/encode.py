@@ -9,13 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emag_export.bundle import Bundle
+from emag_export.bundle import TOKENIZERS, Bundle
 from emag_export.engines.protocol import Engine
 from emag_export.shared_encoders import home_of
 
 __all__ = ["CACHED_PROMPTS", "Cut", "Encoded", "PromptEncoder", "load_tokenizers"]
-
-_TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
 
 
 def load_tokenizers(bundle: Bundle) -> dict[str, Any]:
@@ -23,7 +21,7 @@ def load_tokenizers(bundle: Bundle) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     tokenizers = {}
-    for folder, encoder in _TOKENIZERS.items():
+    for encoder, folder in TOKENIZERS.items():
         home = home_of(bundle, folder)
         if (home.path / folder).is_dir():
             home.check(f"{folder}/")

@@ -1,6 +1,8 @@
 """One build with what else changes its content: shared encoders and a LoRA, from the command line on."""
 
 import json
+import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,13 +10,16 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from emag_export.bundle import DENOISER, Bundle
+from emag_export.bundle import DENOISER, MANIFEST, Bundle
+from emag_export.cli.build import build_options_of
+from emag_export.cli.build import command as build_command
 from emag_export.cli.main import main
+from emag_export.contract import Renorm, Variant
 from emag_export.engines.registry import open_backend
 from emag_export.errors import InputError
 from emag_export.exporter.eager import open_eager, source_of
 from emag_export.exporter.examples import DENOISER_CHECK_SIZES, random_inputs
-from emag_export.exporter.identify import BuildOptions, identify
+from emag_export.exporter.identify import BuildOptions, arguments_of, identify
 from emag_export.exporter.lora import Lora
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
@@ -46,6 +51,7 @@ def test_shared_encoders_and_a_lora(small_pipeline: Path, small_bundle: Path, tm
     assert not list(out.glob("tokenizer*")) + list(out.glob("text_encoder*")) + list(out.glob("vae*"))
     (record,) = bundle.provenance.loras
     assert record["scale"] == 0.5
+    assert bundle.arguments[-4:] == ["--encoders", str(small_bundle), "--lora", f"{lora}:0.5"]
     inspected = json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json"]).stdout)
     assert inspected["intact"]
 
@@ -79,6 +85,49 @@ def test_each_of_them_is_part_of_the_key(small_pipeline: Path, small_bundle: Pat
         BuildOptions(blocks=(1,), components=(DENOISER,)),
     )
     assert len({identify(str(small_pipeline), choice, silent).key for choice in choices}) == len(choices)
+
+
+@pytest.mark.parametrize("file", ["text_encoder/model.onnx", "tokenizer_2/tokenizer_config.json"])
+def test_every_shared_file_is_part_of_the_key(
+    file: str, small_pipeline: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    """Files of the encoders and of their tokenizers; where their bundle is does not matter."""
+    copy = shutil.copytree(small_bundle, tmp_path / "copy")
+
+    def key(encoders: Path) -> str:
+        return identify(str(small_pipeline), BuildOptions(blocks=(1,), encoders=encoders), silent).key
+
+    assert key(copy) == key(small_bundle)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["files"][file]["sha256"] = "0" * 64
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    assert key(copy) != key(small_bundle)
+
+
+def test_arguments_mean_the_same_options(tmp_path: Path) -> None:
+    """Read by the command itself, every option at another value than its default."""
+    lora = write_lora(tmp_path / "my style.safetensors")
+    wanted = BuildOptions(
+        variant=Variant.EMAG_T,
+        renorm=Renorm.IMG2TXT_ONLY,
+        blocks=(1, 3),
+        precision="bfloat16",
+        revision="main",
+        seed=7,
+        components=(DENOISER, "vae_decoder"),
+        encoders=tmp_path / "other",
+        loras=(Lora(path=lora, scale=1.0), Lora(path=lora, scale=-1e-7)),
+        t5=False,
+        max_sequence_length=64,
+    )
+    default = BuildOptions()
+    same = [f.name for f in fields(BuildOptions) if getattr(wanted, f.name) == getattr(default, f.name)]
+    assert same == ["overwrite"], "a new option needs its words"
+    for options in (wanted, default):
+        words = arguments_of("sd3", options)
+        params = build_command.make_context("build", [*words, "-o", "bundle"]).params
+        assert params["model"] == "sd3"
+        assert build_options_of(params) == options
 
 
 def test_encoders_and_components_exclude_each_other(small_pipeline: Path, small_bundle: Path) -> None:

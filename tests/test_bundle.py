@@ -51,6 +51,15 @@ def test_newer_contract_is_refused(copy: Path) -> None:
         Bundle(copy)
 
 
+@pytest.mark.parametrize("entry", ["geometry", "arguments"])
+def test_bundle_of_an_older_version_is_refused(copy: Path, entry: str) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    del manifest[entry]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="written by an older emag-export; rebuild"):
+        Bundle(copy)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"contract": 3}', '{"contract": {"version": 1}}'])
 def test_damaged_manifest(copy: Path, content: str) -> None:
     (copy / MANIFEST).write_text(content)
@@ -64,7 +73,8 @@ def test_folder_that_is_no_bundle(tmp_path: Path) -> None:
 
 
 def test_other_variant_is_refused_with_the_command(small_bundle: Path) -> None:
-    with pytest.raises(InputError, match=r"holds the variant emag, emag-q was asked for.*--variant emag-q"):
+    wanted = r"holds the variant emag, emag-q was.*--variant emag-q .*--emag-layers 1,2 -o .*-emag-q$"
+    with pytest.raises(InputError, match=wanted):
         Bundle(small_bundle).require_variant(Variant.EMAG_Q)
 
 

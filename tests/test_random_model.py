@@ -86,8 +86,9 @@ def test_configurations_have_the_published_number_of_parameters(part: str) -> No
 
 
 def test_every_configuration_is_of_a_known_model_with_as_many_blocks() -> None:
-    for name, pipeline in PIPELINES.items():
-        assert KNOWN_MODELS[name].blocks == pipeline["transformer"]["num_layers"]
+    assert set(PIPELINES) - set(KNOWN_MODELS) == {"sd3-narrow"}  # for measurements; nobody published it
+    for name in set(PIPELINES) & set(KNOWN_MODELS):
+        assert KNOWN_MODELS[name].blocks == PIPELINES[name]["transformer"]["num_layers"]
 
 
 @pytest.mark.parametrize("name", list(CLASSES))

@@ -1,12 +1,15 @@
 """Plans are found by their key, checked by their hash, and refused with the command that rebuilds them."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
 from emag_export.bundle import Bundle
+from emag_export.cli.build import build_options_of, command
+from emag_export.cli.options import opener_of
 from emag_export.engines.tensorrt.build import plan_engine_build, rebuild_command
 from emag_export.engines.tensorrt.builder import BuiltPlan
 from emag_export.engines.tensorrt.flavour import CURRENT, FLAVOURS, Flavour, flavour_of
@@ -15,7 +18,10 @@ from emag_export.engines.tensorrt.open import find_engine_folder
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
 from emag_export.engines.tensorrt.profiles import choose_profile, profile_shapes, profiles_of
 from emag_export.engines.tensorrt.store import EngineFolder
+from emag_export.engines.tensorrt.workspace import Workspace
 from emag_export.errors import ContractError, EngineError, InputError, MissingDependencyError
+from emag_export.exporter.identify import identify
+from tests.bundles import silent
 
 RTX = flavour_of("tensorrt-rtx")
 ADA = Gpu(name="NVIDIA RTX 4090", capability=(8, 9), total=24 << 30, free=20 << 30)
@@ -124,21 +130,51 @@ def test_a_damaged_record_is_refused_and_rebuilt(bundle: Bundle, stored: EngineF
     assert plan_engine_build(bundle, RTX, OPTIONS).missing == tuple(bundle.components)
 
 
+def test_a_weight_budget_needs_plans_that_stream_weights(
+    bundle: Bundle, stored: EngineFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emag_export.engines.tensorrt.open.current_gpu", lambda flavour: ADA)
+    monkeypatch.setattr(Workspace, "__init__", lambda self, device: None)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    options = {"backend": "tensorrt-rtx", "device": "", "threads": 0, "provider": None, "cuda_graphs": True}
+    wanted = r"transformer\.plan keeps all .* --weight-budget, .* with --weight-streaming: emag-export build"
+    with pytest.raises(InputError, match=wanted):
+        opener_of(bundle, {**options, "weight_budget": 1024})(bundle, "transformer")
+    given: list[object] = []
+    monkeypatch.setattr(
+        "emag_export.engines.registry.open_tensorrt",
+        lambda flavour, cuda_graphs, weight_budget: lambda bundle, component: given.append(weight_budget),
+    )
+    for budget in (1024, None):
+        opener_of(bundle, {**options, "weight_budget": budget})(bundle, "transformer")
+    assert given == [1 << 30, None], "MiB on the command line, bytes below"
+    with pytest.raises(InputError, match=r"--weight-budget is for TensorRT, torch keeps all weights"):
+        opener_of(bundle, {**options, "backend": "torch", "weight_budget": 0})
+
+
 def test_a_bundle_with_engines_is_still_whole(bundle: Bundle, stored: EngineFolder) -> None:
     bundle.check()
 
 
 def test_the_rebuild_command_builds_this_bundle(bundle: Bundle) -> None:
-    command = rebuild_command(bundle, "tensorrt-rtx", ("sm89", "sm120"))
-    for part in (
-        f"--model {bundle.provenance.model}",
-        "--variant emag ",
-        "--emag-layers 1,2",
-        "--precision fp32",
-        "--target sm89 --target sm120",
-        f"-o {bundle.path}",
-    ):
-        assert part in command
+    """The command line finds the bundle by it, so the key is the same, and builds for the same targets."""
+    program, name, *words = shlex.split(rebuild_command(bundle, "tensorrt-rtx", ("sm89", "sm120")))
+    assert (program, name) == ("emag-export", "build")
+    options = command.make_context("build", words).params
+    plan = identify(options["model"], build_options_of(options), silent)
+    assert plan.key == bundle.manifest["key"]
+    assert plan.arguments == tuple(bundle.arguments)
+    assert (options["backend"], options["targets"]) == ("tensorrt-rtx", ("sm89", "sm120"))
+    assert options["output"] == bundle.path
+
+
+def test_the_rebuild_command_holds_what_only_the_manifest_knows(bundle: Bundle) -> None:
+    words = ["--model", "sd3", "--variant", "emag", "--weights", "random", "--seed", "3", "--no-t5"]
+    bundle.manifest["arguments"] = [*words, "--lora", "my style.safetensors:0.5"]
+    assert rebuild_command(bundle, "tensorrt-rtx") == (
+        f"emag-export build {shlex.join(words)} --lora 'my style.safetensors:0.5' "
+        f"--backend tensorrt-rtx --target current -o {bundle.path}"
+    )
 
 
 def test_profiles_follow_the_contract(bundle: Bundle) -> None:
@@ -169,7 +205,7 @@ def test_tensorrt_gets_a_profile_per_number_of_rows(bundle: Bundle) -> None:
         ("rows", 13, "--max-images"),
         ("h", 13, "--height"),
         ("w", 3, "--width"),
-        ("text", 999, "length within it"),
+        ("text", 999, "--max-sequence-length"),
     ],
 )
 def test_a_call_outside_the_profiles_says_how_to_rebuild(

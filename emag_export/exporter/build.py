@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from emag_export.bundle import COMPONENTS, Bundle
+from emag_export.bundle import COMPONENTS, TOKENIZERS, Bundle
 from emag_export.contract import GraphSpec
 from emag_export.exporter.export import component_spec, export_component
 from emag_export.exporter.half import PRECISION_NOTES
@@ -16,9 +16,6 @@ from emag_export.exporter.staging import Staging, disk_errors, require_disk_spac
 from emag_export.shared_encoders import record_encoders
 
 __all__ = ["build", "perform"]
-
-_TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
-"""Folder to the encoder it feeds; copied where that is exported."""
 
 
 def build(model: str, out: Path, options: BuildOptions, on_progress: BuildProgress) -> Bundle:
@@ -80,6 +77,7 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool, on_progress: BuildPr
                 **shared,
                 "format": "emag-export bundle",
                 "key": plan.key,
+                "arguments": list(plan.arguments),
                 "contract": contract.to_json(),
                 "defaults": plan.defaults.to_json(),
                 "geometry": {"vae_factor": plan.vae_factor, "clip_tokens": plan.clip_tokens},
@@ -126,10 +124,10 @@ def _copy(plan: BuildPlan, staging: Staging) -> None:
     for component, folder in COMPONENTS.items():
         if component not in plan.components:
             index[folder] = [None, None]
-    for name, encoder in _TOKENIZERS.items():
+    for encoder, name in TOKENIZERS.items():
         if encoder not in plan.components:
             index[name] = [None, None]
-    for name in (*_TOKENIZERS, "scheduler"):
+    for name in (*TOKENIZERS.values(), "scheduler"):
         if index.get(name, [None])[0]:
             staging.part(name, lambda folder, name=name: _write(source.copied(name), folder))  # type: ignore[misc]
     (staging.path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

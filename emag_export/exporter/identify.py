@@ -12,13 +12,14 @@ from typing import Any
 
 from emag_export import __version__
 from emag_export.bundle import COMPONENTS, DENOISER, MANIFEST, Bundle, Provenance
-from emag_export.contract import DenoiserContract, Renorm, Variant
+from emag_export.contract import PRECISIONS, DenoiserContract, Renorm, Variant
 from emag_export.errors import EmagError, InputError
 from emag_export.exporter.lora import Lora, lora_records
 from emag_export.exporter.random_model import random_model
 from emag_export.exporter.source import SourceModel, find_source
 from emag_export.hashing import hash_json
 from emag_export.models import SamplingDefaults, sampling_defaults
+from emag_export.shared_encoders import shared_files
 
 __all__ = [
     "OPSET",
@@ -26,6 +27,7 @@ __all__ = [
     "BuildOptions",
     "BuildPlan",
     "BuildProgress",
+    "arguments_of",
     "contract_of",
     "finished_bundle",
     "identify",
@@ -45,7 +47,6 @@ LONGEST_SEQUENCE = 512
 """T5 tokens; the limit of diffusers' pipeline."""
 
 _T5 = "text_encoder_3"
-_PRECISIONS = ("float32", "float16", "bfloat16")
 _VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 """Packages whose version may change a graph; read from their metadata, so that none is imported."""
 
@@ -75,6 +76,36 @@ class BuildOptions:
     overwrite: bool = False
 
 
+def arguments_of(model: str, options: BuildOptions) -> tuple[str, ...]:
+    """The words after ``emag-export build`` that mean these options; ``overwrite`` is left out.
+
+    Args:
+        model: Known name, diffusers folder or hub id.
+        options: Those at their default get no words, except the variant and the precision.
+    """
+    precision = next(name for name, dtype in PRECISIONS.items() if dtype == options.precision)
+    words = ["--model", model, "--variant", str(options.variant), "--precision", precision]
+    if options.blocks is not None:
+        words += ["--emag-layers", ",".join(map(str, options.blocks))]
+    if options.renorm is not BuildOptions.renorm:
+        words += ["--renorm", str(options.renorm)]
+    if options.seed is not None:
+        words += ["--weights", "random", "--seed", str(options.seed)]
+    if options.components is not None:
+        words += ["--components", ",".join(options.components)]
+    if options.encoders is not None:
+        words += ["--encoders", str(options.encoders)]
+    for lora in options.loras:
+        words += ["--lora", f"{lora.path}:{lora.scale}"]
+    if not options.t5:
+        words += ["--no-t5"]
+    if options.max_sequence_length is not None:
+        words += ["--max-sequence-length", str(options.max_sequence_length)]
+    if options.revision is not None:
+        words += ["--revision", options.revision]
+    return tuple(words)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
     """Everything that decides what a bundle holds, and nothing about where it is written."""
@@ -95,7 +126,9 @@ class BuildPlan:
     loras: tuple[Lora, ...]
     provenance: Provenance
     key: str
-    """SHA-256 over the other fields and the recipes; a bundle with this key need not be made again."""
+    """SHA-256 over the fields above and the recipes; a bundle with this key need not be made again."""
+    arguments: tuple[str, ...]
+    """Of ``emag-export build``, with blocks and revision as they were found; no part of the key."""
 
 
 def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> BuildPlan:
@@ -126,7 +159,8 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
     )
     recipe = [contract.to_json(), defaults.to_json(), components, OPSET, PREVIEW_FIT]
     if encoders is not None:
-        recipe.append({name: encoders.files[name] for name in encoders.files if name.split("/")[0] in shared})
+        recipe.append(shared_files(encoders, shared))
+    chosen = replace(options, blocks=contract.blocks, revision=source.revision)
     return BuildPlan(
         source=source,
         contract=contract,
@@ -139,6 +173,7 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
         loras=options.loras,
         provenance=provenance,
         key=hash_json([asdict(provenance), *recipe]),
+        arguments=arguments_of(model, chosen),
     )
 
 
@@ -246,7 +281,7 @@ def _contract(source: SourceModel, options: BuildOptions) -> tuple[DenoiserContr
     config = source.config("transformer")
     pixels = config["sample_size"] * _vae_factor(source)
     defaults = sampling_defaults(source.name, blocks=config["num_layers"], sample_pixels=pixels)
-    if options.precision not in _PRECISIONS:
+    if options.precision not in PRECISIONS.values():
         raise InputError(f"there is no precision {options.precision!r}; choose float32, float16 or bfloat16")
     if options.max_sequence_length is not None:
         if not 1 <= options.max_sequence_length <= LONGEST_SEQUENCE:

@@ -7,24 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from emag_export.architectures import PARAMETERS, PIPELINES, TOKEN_LIMITS
+from emag_export.architectures import CLASSES, PARAMETERS, PIPELINES, TOKEN_LIMITS
 from emag_export.errors import ModelError
 from emag_export.exporter.source import SourceModel
 from emag_export.hashing import hash_json
 
 __all__ = ["RandomModel", "random_model"]
-
-_CLASSES = {
-    "transformer": ("diffusers", "SD3Transformer2DModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
-    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "text_encoder_3": ("transformers", "T5EncoderModel"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "tokenizer_2": ("transformers", "CLIPTokenizer"),
-    "tokenizer_3": ("transformers", "T5Tokenizer"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,5 +67,5 @@ def random_model(name: str, seed: int) -> RandomModel:
             f"--weights random needs a known configuration: {', '.join(PIPELINES)}; {name!r} is none"
         )
     index: dict[str, Any] = {"_class_name": "StableDiffusion3Pipeline"}
-    index |= {component: list(names) for component, names in _CLASSES.items()}
+    index |= {component: list(names) for component, names in CLASSES.items()}
     return RandomModel(name=name, path=Path(name), revision=None, index=index, seed=seed)

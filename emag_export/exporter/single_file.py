@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from emag_export.architectures import PIPELINES
+from emag_export.architectures import CLASSES, PIPELINES
+from emag_export.bundle import TOKENIZERS
 from emag_export.errors import ModelError
 from emag_export.exporter.source import SourceModel
 from emag_export.hashing import hash_file, hash_files, hash_json
@@ -28,15 +29,6 @@ _PREFIXES: Mapping[str, str] = {
     "text_encoder_2": "text_encoders.clip_g.",
     "text_encoder_3": "text_encoders.t5xxl.",
 }
-_CLASSES = {
-    "transformer": ["diffusers", "SD3Transformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "text_encoder_3": ["transformers", "T5EncoderModel"],
-}
-_TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 _HEAD_DIM = 64
 """Of every SD3; a file does not say, unless it has norms of queries."""
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -63,7 +55,7 @@ class SingleFileModel(SourceModel):
     def files(self) -> Iterator[Path]:
         """The checkpoint and the tokenizers beside it."""
         yield self.path
-        for encoder, tokenizer in _TOKENIZERS.items():
+        for encoder, tokenizer in TOKENIZERS.items():
             if self.has(encoder):
                 folder = self.path.parent / tokenizer
                 yield from sorted(
@@ -168,11 +160,14 @@ def open_single_file(path: Path) -> SingleFileModel:
     there = {
         component for component, prefix in _PREFIXES.items() if any(n.startswith(prefix) for n in shapes)
     }
-    index: dict[str, Any] = {"_class_name": "StableDiffusion3Pipeline", "scheduler": _CLASSES["scheduler"]}
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "scheduler": list(CLASSES["scheduler"]),
+    }
     for component in _PREFIXES:
-        tokenizer = _TOKENIZERS.get(component)
+        tokenizer = TOKENIZERS.get(component)
         usable = component in there and (tokenizer is None or (path.parent / tokenizer).is_dir())
-        index[component] = _CLASSES[component] if usable else [None, None]
+        index[component] = list(CLASSES[component]) if usable else [None, None]
         if tokenizer is not None:
             index[tokenizer] = ["transformers", "AutoTokenizer"] if usable else [None, None]
     source = SingleFileModel(name=str(path), path=path, revision=None, index=index, shapes=shapes)

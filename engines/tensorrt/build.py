@@ -1,11 +1,12 @@
 """Engines for every graph of a bundle: what is up to date stays, the rest is built one by one."""
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from emag_export.bundle import Bundle
+from emag_export.bundle import ENGINES, Bundle
 from emag_export.contract import GraphSpec
 from emag_export.engines.tensorrt.builder import build_plan
 from emag_export.engines.tensorrt.flavour import CURRENT, Flavour
@@ -22,16 +23,10 @@ EngineProgress = Callable[[str, str, int, int], None]
 
 def rebuild_command(bundle: Bundle, backend: str, targets: tuple[str, ...] = (CURRENT,)) -> str:
     """What to type to build the engines of a bundle anew."""
-    contract = bundle.contract
-    precision = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[contract.precision]
-    command = [
-        f"emag-export build --model {bundle.provenance.model} --variant {contract.variant}",
-        f"--emag-layers {','.join(map(str, contract.blocks))}",
-        f"--precision {precision} --backend {backend}",
-        *(f"--target {target}" for target in targets),
-        f"-o {bundle.path}",
-    ]
-    return " ".join(command)
+    words = ["emag-export", "build", *bundle.arguments, "--backend", backend]
+    for target in targets:
+        words += ["--target", target]
+    return shlex.join([*words, "-o", str(bundle.path)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +111,7 @@ def plan_engine_build(bundle: Bundle, flavour: Flavour, options: EngineOptions) 
     options.check(flavour)
     version = flavour.version()
     gpu = current_gpu(flavour, instead=flavour.without_gpu()) if options.targets == (CURRENT,) else None
-    place = "+".join(options.targets) if gpu is None else gpu.slug
+    place = re.sub(r"[^\w.+-]", "-", "+".join(options.targets) if gpu is None else gpu.slug)
     parts = []
     for component in bundle.components:
         profiles = profiles_of(bundle, bundle.spec(component), options, flavour)
@@ -130,12 +125,9 @@ def plan_engine_build(bundle: Bundle, flavour: Flavour, options: EngineOptions) 
             options=options,
         )
         parts.append(_Part(component=component, spec=bundle.spec(component), profiles=profiles, key=key))
-    folder = EngineFolder.of(
-        bundle,
-        backend=flavour.backend,
-        version=version,
-        place=re.sub(r"[^\w.+-]", "-", place),
-        rebuild=rebuild_command(bundle, flavour.backend, options.targets),
+    folder = EngineFolder(
+        bundle.path / ENGINES / f"{flavour.backend}-{version}-{place}",
+        rebuild_command(bundle, flavour.backend, options.targets),
     )
     missing = tuple(part.component for part in parts if not folder.holds(part.component, part.key))
     return EngineBuild(

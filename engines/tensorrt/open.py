@@ -9,7 +9,7 @@ from emag_export.engines.tensorrt.build import rebuild_command
 from emag_export.engines.tensorrt.flavour import Flavour
 from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
 from emag_export.engines.tensorrt.store import EngineFolder, engine_folders
-from emag_export.errors import EngineError
+from emag_export.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from emag_export.engines.tensorrt.runner import TensorRTEngine
@@ -46,6 +46,8 @@ def open_tensorrt(
 ) -> Callable[[Bundle, str], "TensorRTEngine"]:
     """A function that opens components of a bundle; what it opens shares one stream and scratch memory.
 
+    It raises :class:`InputError` where a weight budget is given and the plan does not stream weights.
+
     Raises:
         MissingDependencyError: If the module is absent.
         EngineError: If there is no GPU that fits.
@@ -65,6 +67,11 @@ def open_tensorrt(
         folder = find_engine_folder(bundle, flavour, gpu)
         path, record = folder.plan(bundle, component)
         if not record.options["weight_streaming"]:
+            if weight_budget is not None:
+                raise InputError(
+                    f"{path} keeps all its weights on the GPU; leave out --weight-budget, or rebuild it with "
+                    f"--weight-streaming: {folder.rebuild}"
+                )
             require_memory(current_gpu(flavour), record.memory.get("weights", 0), f"loading {path.name}")
 
         def graph() -> Path:

@@ -25,6 +25,8 @@ _REMEDIES = {
     "tracked": "--max-images",
     "h": "--height",
     "w": "--width",
+    "text": "--max-sequence-length",
+    "tokens": "--max-sequence-length",
 }
 _BRANCHES = 3
 """Branch rows of one image at most: unconditional, conditional, perturbed."""
@@ -142,9 +144,7 @@ def choose_profile(profiles: Sequence[Profile], sizes: Sizes, *, rebuild: str) -
             return index
     widest = profiles[-1]
     name, size = next((n, s) for n, s in sizes.items() if not widest[n].min <= s <= widest[n].max)
-    remedy = _REMEDIES.get(name)
-    advice = f"widen it with {remedy}: {rebuild}" if remedy else f"use a length within it, or: {rebuild}"
     raise ContractError(
         f"{name} is {size} in this call, the engine was built for {widest[name].min} to "
-        f"{widest[name].max}; {advice}"
+        f"{widest[name].max}; widen it with {_REMEDIES[name]}: {rebuild}"
     )

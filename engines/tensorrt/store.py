@@ -94,11 +94,6 @@ class EngineFolder:
         self.path = path
         self.rebuild = rebuild
 
-    @classmethod
-    def of(cls, bundle: Bundle, *, backend: str, version: str, place: str, rebuild: str) -> "EngineFolder":
-        """The folder inside a bundle for a backend, its version, and a target or device."""
-        return cls(bundle.path / ENGINES / f"{backend}-{version}-{place}", rebuild)
-
     @property
     def timing_cache(self) -> Path:
         """Kernel timings of earlier builds."""
