@@ -53,7 +53,8 @@ def main() -> int:
                 **_compare(bundle, name),
             }
         results["engines"]["onnxruntime"] = _compare(bundle, "onnxruntime", "--device", "cuda")
-        results["engines"]["torch"] = _compare(bundle, "torch", "--device", "cuda")
+        for name in ("torch", "torch-compile"):
+            results["engines"][name] = _compare(bundle, name, "--device", "cuda")
     path = arguments.output / f"gpu-{torch.cuda.get_device_name().lower().replace(' ', '-')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n", "utf-8")

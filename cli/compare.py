@@ -87,7 +87,8 @@ def run_comparison(
         bundle: To check.
         requests: One per image.
         model: Where the source model is now, if it has moved.
-        options: Of the engine, and ``floor``. On PyTorch there is none: engine and floor would be the same.
+        options: Of the engine, and ``floor``. In eager PyTorch there is none: engine and floor would be the
+            same. Compiled code rounds elsewhere, so it is judged by the floor.
     """
     floor = options.get("floor", True) and options["backend"] != "torch"
     with status.status("loading engines and reference …"):

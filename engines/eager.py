@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,25 @@ class EagerEngine:
     def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """See :meth:`Engine.run`."""
         sizes = check_feeds(self.spec, feeds, self.device)
-        buffers = allocate_outputs(self.spec, sizes, self.device, out) if out else {}
+        buffers = self._buffers(sizes, out)
         with torch.inference_mode():
-            results = self.module(**feeds)
+            results = self._call(feeds, sizes)
             results = results if isinstance(results, tuple) else (results,)
             outputs = {tensor.name: value for tensor, value in zip(self.spec.outputs, results, strict=True)}
-            for name in out or ():
-                outputs[name] = buffers[name].copy_(outputs[name])
+            for name, buffer in buffers.items():
+                outputs[name] = buffer.copy_(outputs[name])
         return outputs
+
+    def _call(self, feeds: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Any:
+        """One tensor, or a tuple of them."""
+        return self.module(**feeds)
+
+    def _buffers(self, sizes: Mapping[str, int], out: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """What results are copied into: the caller's buffers, after checking them."""
+        if not out:
+            return {}
+        buffers = allocate_outputs(self.spec, sizes, self.device, out)
+        return {name: buffers[name] for name in out}
 
     def __enter__(self) -> Self:
         return self

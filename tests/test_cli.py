@@ -209,6 +209,7 @@ def test_models_and_doctor() -> None:
         (["--prompt", "x", "--variant", "emag"], "holds the variant emag-q, emag was asked for"),
         (["--prompt", "x", "--guidance", "magic"], "is not one of"),
         (["--prompt", "x", "--images", "2"], "do not fit into"),
+        (["--prompt", "x", "--weight-budget", "64"], "for TensorRT, onnxruntime keeps all weights"),
         (["--like", "missing.png"], "cannot be read as a picture"),
     ],
 )

@@ -1,6 +1,7 @@
 """Engines: onnxruntime agrees with the module it was exported from, and both refuse what does not fit."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emag_export.contract import GraphSpec, TensorSpec, Variant
+from emag_export.engines.compiled import CompiledEngine
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.protocol import Engine, check_feeds
 from emag_export.errors import ContractError, EngineError
 from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
 from tests.conftest import Exported, Exporter
+from tests.typecheck import unchecked
 
 SIZES = DENOISER_CHECK_SIZES[1]
 
@@ -25,9 +28,18 @@ def graph(exported: Exporter) -> Exported:
     return exported("sd3", Variant.EMAG_Q)
 
 
-@pytest.fixture(scope="module", params=["torch", "onnxruntime"])
-def engine(request: pytest.FixtureRequest, graph: Exported) -> Engine:
-    return EagerEngine(graph.fork, graph.contract.graph) if request.param == "torch" else graph.engine()
+@pytest.fixture(scope="module", params=["torch", "torch-compile", "onnxruntime"])
+def engine(request: pytest.FixtureRequest, graph: Exported) -> Iterator[Engine]:
+    """torch.compile traces everything, but generates no code: that takes a minute (test_compiled.py)."""
+    if request.param == "torch-compile":
+        with unchecked() as plain:
+            module = plain.ForkedSD3(graph.fork.model, graph.contract).eval()
+            with CompiledEngine(module, graph.contract.graph, backend="aot_eager") as engine:
+                yield engine
+    elif request.param == "torch":
+        yield EagerEngine(graph.fork, graph.contract.graph)
+    else:
+        yield graph.engine()
 
 
 @pytest.fixture

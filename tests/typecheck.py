@@ -1,14 +1,21 @@
 """The checker behind the shape annotations, switched on for the whole package under pytest only."""
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
+import jaxtyping
 import torch
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
 
-__all__ = ["check"]
+__all__ = ["check", "unchecked"]
 
 _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 """An int is welcome where a float is asked for, as to every static checker."""
@@ -31,3 +38,31 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
         return (function if torch.compiler.is_exporting() else checked)(*args, **kwargs)
 
     return call
+
+
+@contextmanager
+def unchecked() -> Iterator[ModuleType]:
+    """Nothing is checked: ``torch.compile`` traces Python, and not every check can be traced.
+
+    Yields:
+        The module ``emag_export.exporter.fork``, loaded again without the hook.
+    """
+    names = ["emag_export.exporter.attention", "emag_export.exporter.fork"]
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with mock.patch.dict(sys.modules):
+            for name in names:
+                fork = _load(name)
+        yield fork
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def _load(name: str) -> ModuleType:
+    """From its file, past the hook, which sits where modules are looked for by name."""
+    file = Path(__file__).parent.parent.joinpath(*name.split(".")).with_suffix(".py")
+    spec = spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
+from torch import nn
+
 from emag_export.bundle import DENOISER, Bundle
+from emag_export.contract import GraphSpec
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
 from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
@@ -11,7 +14,10 @@ from emag_export.exporter.identify import resolve
 from emag_export.exporter.lora import recorded_loras
 from emag_export.exporter.source import SourceModel
 
-__all__ = ["open_eager", "source_of"]
+__all__ = ["ModuleEngine", "open_eager", "source_of"]
+
+ModuleEngine = Callable[[nn.Module, GraphSpec, str], EagerEngine]
+"""(module, its contract, device) to an engine, as :class:`EagerEngine` itself."""
 
 
 def source_of(bundle: Bundle, model: str | None = None) -> SourceModel:
@@ -40,13 +46,16 @@ def source_of(bundle: Bundle, model: str | None = None) -> SourceModel:
     return source
 
 
-def open_eager(source: SourceModel, device: str = "cpu") -> Callable[[Bundle, str], EagerEngine]:
-    """A function that opens components of a bundle in PyTorch eager.
+def open_eager(
+    source: SourceModel, device: str = "cpu", denoiser: ModuleEngine = EagerEngine
+) -> Callable[[Bundle, str], EagerEngine]:
+    """A function that opens components of a bundle in PyTorch, from the source model.
 
     Args:
         source: The model that the bundle was made from; that of a bundle which shares its encoders is found
             by what it says of itself.
         device: Where it runs.
+        denoiser: Runs the denoiser, for instance compiled; text encoders and decoder run eager.
     """
 
     def opener(bundle: Bundle, component: str) -> EagerEngine:
@@ -55,7 +64,7 @@ def open_eager(source: SourceModel, device: str = "cpu") -> Callable[[Bundle, st
         if component == DENOISER:
             loras = recorded_loras(bundle.provenance.loras)
             module = ForkedSD3(load_transformer(model_of, precision, loras), bundle.contract)
-            return EagerEngine(module.eval().to(device), bundle.contract.graph, device)
+            return denoiser(module.eval().to(device), bundle.contract.graph, device)
         auxiliary = AUXILIARY[component]
         model = load_weights(model_of, auxiliary.source, auxiliary.library, auxiliary.model_class, precision)
         return EagerEngine(auxiliary.wrap(model).eval().to(device), bundle.spec(component), device)
