@@ -5,7 +5,7 @@ starts (a = 1), continues (a = 1 - beta) or holds (a = 0), and a row is replaced
 alone (lambda = 0), by arithmetic alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from emag_export.contract import Renorm, Variant
 __all__ = ["EmaAttention", "JointHeads", "Tracking", "ema_attention"]
 
 _ROW_SUM_FLOOR = 1e-12
+_TILES = 8
+"""At most so many parts of a map are computed one after another; each is that much smaller than a map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,8 @@ class EmaAttention:
     """Result of one candidate block's attention."""
 
     hidden: Float[Tensor, "rows heads keys head_dim"]
-    average: Float[Tensor, " tracked *state"]
+    average: Sequence[Float[Tensor, " tracked part *state"]]
+    """The new averages, a few heads each: put together only where they leave the graph."""
     delta: Float[Tensor, " tracked"]
     """mean |E_old - X| per tracked row."""
 
@@ -79,12 +82,14 @@ def _query(heads: JointHeads, tracking: Tracking) -> EmaAttention:
     query, image = heads.query, heads.image_tokens
     live = query.index_select(0, tracking.rows)[:, :, :image]
     grid = tracking.average.shape[2:4]
-    average, delta = _update(live.unflatten(2, grid), tracking)
+    average, change = _advance(tracking.average, live.unflatten(2, grid), tracking.step)
     replaced = _blend(live, average.flatten(2, 3).to(live.dtype), tracking.strength)
     text = query.index_select(0, tracking.rows)[:, :, image:]
     query = query.index_copy(0, tracking.rows, torch.cat([replaced, text], dim=2))
     hidden = scaled_dot_product_attention(query, heads.key, heads.value)
-    return EmaAttention(hidden=hidden, average=average, delta=delta)
+    return EmaAttention(
+        hidden=hidden, average=[average.to(tracking.average.dtype)], delta=change.abs().flatten(1).mean(dim=1)
+    )
 
 
 def _map(
@@ -93,28 +98,55 @@ def _map(
     region: Callable[[Tensor, int | torch.SymInt], Tensor],
     renorm: Renorm,
 ) -> EmaAttention:
+    """Fused attention of all rows, then the maps of the tracked ones, some heads at a time.
+
+    A map is as large as the state of its block, so it is never there as a whole: every tile is used up before
+    the next one is computed.
+    """
     image = heads.image_tokens
-    query, key, value = (x.index_select(0, tracking.rows) for x in (heads.query, heads.key, heads.value))
-    scores = query[:, :, :image] @ key.transpose(-2, -1) * heads.query.shape[-1] ** -0.5
-    rows = scores.float().softmax(dim=-1)
-    live = region(rows, image)
-    average, delta = _update(live, tracking)
-    replaced = _splice(rows, _blend(live, average, tracking.strength), region, image)
-    if region is not _full_rows:
-        used = tracking.strength[:, None, None, None] > 0
-        replaced = torch.where(used, _renormalise(replaced, image, renorm), replaced)
     hidden = scaled_dot_product_attention(heads.query, heads.key, heads.value)
-    tracked = torch.cat(
-        [replaced.to(value.dtype) @ value, hidden.index_select(0, tracking.rows)[:, :, image:]], dim=2
+    query, key, value, attended = (
+        x.index_select(0, tracking.rows) for x in (heads.query, heads.key, heads.value, hidden)
     )
-    return EmaAttention(hidden=hidden.index_copy(0, tracking.rows, tracked), average=average, delta=delta)
+    query = query[:, :, :image] * heads.query.shape[-1] ** -0.5
+    replaced, averages, deltas = [], [], []
+    size = -(-query.shape[1] // _TILES)
+    tiles = (x.split(size, dim=1) for x in (query, key, value, attended[:, :, :image], tracking.average))
+    for asked, keys, values, mixture, average in zip(*tiles, strict=True):
+        rows = (asked @ keys.transpose(-2, -1)).float().softmax(dim=-1)
+        live = region(rows, image)
+        new, change = _advance(average, live, tracking.step)
+        if region is _full_rows:
+            mixture = _remixed(mixture, average, values, tracking)
+        else:
+            used = tracking.strength[:, None, None, None] > 0
+            blended = _splice(rows, _blend(live, new, tracking.strength), region, image)
+            mixture = torch.where(used, _renormalise(blended, image, renorm), rows).to(values.dtype) @ values
+        replaced.append(mixture)
+        averages.append(new.to(average.dtype))
+        deltas.append(change.abs().flatten(2).mean(dim=2))
+    tracked = torch.cat([torch.cat(replaced, dim=1), attended[:, :, image:]], dim=2)
+    return EmaAttention(
+        hidden=hidden.index_copy(0, tracking.rows, tracked),
+        average=averages,
+        delta=torch.cat(deltas, dim=1).mean(dim=1),
+    )
 
 
-def _update(live: Tensor, tracking: Tracking) -> tuple[Tensor, Tensor]:
-    live = live.to(tracking.average.dtype)
-    change = live - tracking.average
-    delta = change.float().abs().flatten(1).mean(dim=1)
-    return tracking.average + _per_row(tracking.step, change) * change, delta
+def _remixed(live: Tensor, average: Tensor, value: Tensor, tracking: Tracking) -> Tensor:
+    """((1 - lambda) X + lambda E_new) V, from X V and E_old V: neither map is needed a second time.
+
+    E_new is (1 - a) E_old + a X, so the result is X V + lambda (1 - a) (E_old V - X V).
+    """
+    share = _per_row(tracking.strength * (1 - tracking.step), live)
+    return live + share * (average.to(value.dtype) @ value - live)
+
+
+def _advance(average: Tensor, live: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """E + a (X - E) and X - E, both in float32 whatever E is kept in."""
+    average = average.float()
+    change = live.float() - average
+    return average + _per_row(step, change) * change, change
 
 
 def _blend(live: Tensor, average: Tensor, strength: Tensor) -> Tensor:

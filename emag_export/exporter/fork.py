@@ -76,7 +76,8 @@ class ForkedSD3(nn.Module):
         hidden, text, temb = (x.index_select(0, branch_rows) for x in (hidden, text, temb))
         rows, tracked = branch_rows.shape[0], ema_state.shape[0]
         tracked_rows = torch.arange(tracked, device=branch_rows.device) + (rows - tracked)
-        averages, deltas = [], []
+        averages: list[Tensor] = []
+        deltas: list[Tensor] = []
         for index in range(contract.fork, contract.num_blocks):
             tracking = None
             if index in contract.blocks:
@@ -89,12 +90,13 @@ class ForkedSD3(nn.Module):
                 )
             hidden, text, ema = self._block(index, hidden, text, temb, tracking)
             if ema is not None:
-                averages.append(ema.average)
+                averages += ema.average
                 deltas.append(ema.delta)
 
         hidden = model.proj_out(model.norm_out(hidden, temb))
         noise_pred = _unpatchify(hidden, grid, contract.patch_size)
-        return noise_pred, torch.stack(averages, dim=1), torch.stack(deltas, dim=1)
+        state = torch.cat(averages, dim=1).unflatten(1, (len(contract.blocks), contract.heads))
+        return noise_pred, state, torch.stack(deltas, dim=1)
 
     def _block(
         self, index: int, hidden: Tensor, text: Tensor, temb: Tensor, tracking: Tracking | None
