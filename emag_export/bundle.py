@@ -7,7 +7,9 @@ provenance and the SHA-256 of every file; a file that does not match is refused,
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +51,9 @@ TOKENIZERS: Mapping[str, str] = MappingProxyType(
 """Text encoder to the folder of the tokenizer that feeds it."""
 ENGINES = "engines"
 """Folder of compiled plans; they carry their own hashes and are not part of the bundle's."""
+_HASHED_BESIDE = 1 << 26
+"""Files with more bytes are hashed while they are loaded. Graphs themselves have less: a parser sees only
+what was checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +163,16 @@ class Bundle:
         Raises:
             BundleError: If the component is absent or a file does not match its hash.
         """
+        path = self._graph_path(component)
+        self.check(f"{component}/")
+        return path
+
+    def _graph_path(self, component: str) -> Path:
         if component not in self.components:
             raise BundleError(
                 f"{self.path} has no {component}, only {', '.join(self.components)}; the source model has "
                 "none, or --components left it out"
             )
-        self.check(f"{component}/")
         return self.path / component / GRAPH_FILE
 
     def check(self, prefix: str = "") -> None:
@@ -172,23 +181,55 @@ class Bundle:
         Raises:
             BundleError: Naming the first file that is missing or differs.
         """
-        for relative, record in self.files.items():
-            if not relative.startswith(prefix):
-                continue
-            path = self.path / relative
-            if not path.is_file():
-                raise BundleError(f"{path} is missing; rebuild the bundle with --overwrite")
-            size = path.stat().st_size
-            if size != record["bytes"]:
-                raise BundleError(
-                    f"{path} has {size} bytes, {record['bytes']} were written; "
-                    "it is truncated or was replaced: rebuild the bundle with --overwrite"
-                )
-            if hash_file(path) != record["sha256"]:
-                raise BundleError(
-                    f"{path} does not match its SHA-256; it is corrupted or was edited: "
-                    "rebuild the bundle with --overwrite"
-                )
+        for relative in self.files:
+            if relative.startswith(prefix):
+                self._check_size(relative)
+                self._check_hash(relative)
+
+    @contextmanager
+    def loading(self, component: str) -> Iterator[Path]:
+        """Path of one graph, for a ``with`` that loads it: its weights are hashed at the same time.
+
+        Hashing takes about as long as loading, so nobody waits for it. What was loaded may be used only after
+        the ``with``.
+
+        Raises:
+            BundleError: If the component is absent or a file does not match its hash; at the end of the
+                ``with`` where its bytes differ.
+        """
+        path = self._graph_path(component)
+        files = {name: record for name, record in self.files.items() if name.startswith(f"{component}/")}
+        large = [name for name, record in files.items() if record["bytes"] > _HASHED_BESIDE]
+        for name in files:
+            self._check_size(name)
+            if name not in large:
+                self._check_hash(name)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            checks = [pool.submit(self._check_hash, name) for name in large]
+            try:
+                yield path
+            finally:
+                for check in checks:
+                    check.result()
+
+    def _check_size(self, relative: str) -> None:
+        path, wanted = self.path / relative, self.files[relative]["bytes"]
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; rebuild the bundle with --overwrite")
+        size = path.stat().st_size
+        if size != wanted:
+            raise BundleError(
+                f"{path} has {size} bytes, {wanted} were written; "
+                "it is truncated or was replaced: rebuild the bundle with --overwrite"
+            )
+
+    def _check_hash(self, relative: str) -> None:
+        path = self.path / relative
+        if hash_file(path) != self.files[relative]["sha256"]:
+            raise BundleError(
+                f"{path} does not match its SHA-256; it is corrupted or was edited: "
+                "rebuild the bundle with --overwrite"
+            )
 
     @property
     def vae_factor(self) -> int:

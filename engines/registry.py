@@ -47,6 +47,9 @@ def open_backend(
             raise InputError(f"{name} runs on the GPU, not on {device}; leave out --device")
         return open_tensorrt(FLAVOURS[name], cuda_graphs=cuda_graphs, weight_budget=weight_budget)
     options = OrtOptions(device=device or "cpu", threads=threads, provider=provider, cuda_graphs=cuda_graphs)
-    return lambda bundle, component: OnnxRuntimeEngine(
-        bundle.graph(component), bundle.spec(component), options
-    )
+
+    def opener(bundle: Bundle, component: str) -> Engine:
+        with bundle.loading(component) as graph:
+            return OnnxRuntimeEngine(graph, bundle.spec(component), options)
+
+    return opener

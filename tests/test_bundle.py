@@ -81,3 +81,22 @@ def test_other_variant_is_refused_with_the_command(small_bundle: Path) -> None:
 def test_unknown_component(small_bundle: Path) -> None:
     with pytest.raises(BundleError, match="has no text_encoder_3"):
         Bundle(small_bundle).graph("text_encoder_3")
+
+
+def test_large_weights_are_refused_however_they_differ(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the data were so large that it is hashed while an engine loads it."""
+    monkeypatch.setattr("emag_export.bundle._HASHED_BESIDE", 1 << 10)
+    data = copy / "transformer" / "model.onnx"
+    whole = bytearray(data.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    data.write_bytes(whole)
+    loaded = []
+    with (
+        pytest.raises(BundleError, match="does not match its SHA-256"),
+        Bundle(copy).loading("transformer") as graph,
+    ):
+        loaded.append(graph)
+    assert loaded == [data]
+    data.write_bytes(whole[:-1])
+    with pytest.raises(BundleError, match="truncated"), Bundle(copy).loading("transformer"):
+        raise AssertionError("loaded a truncated file")
