@@ -15,6 +15,7 @@ _COMMANDS = {
     "build": "Export a model into a bundle of ONNX graphs.",
     "generate": "Make pictures from prompts with a bundle.",
     "compare": "Check a bundle step by step against PyTorch.",
+    "bench": "Measure speed and memory beside CFG and the released algorithm.",
     "plan": "Show phases and cost of a run.",
     "inspect": "Show what a bundle holds and check its hashes.",
     "models": "List the models known by name.",

@@ -1,0 +1,134 @@
+"""What takes part in a measurement: a method of guidance on something that runs it."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+from emag_export.bench.timing import StepTime, TimedEngine, timed_steps
+from emag_export.engines.protocol import Engine
+from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
+from emag_export.runtime.loop import DenoiseStep, denoise
+from emag_export.runtime.plan import Phase, Plan, cost_of
+from emag_export.runtime.prepare import Prepared
+from emag_export.runtime.state import StatePool
+
+__all__ = ["PYTORCH", "Contender", "forked", "two_pass"]
+
+PYTORCH = "PyTorch eager"
+"""What the unmodified diffusers model runs on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One row of the table: something that can be run again and again."""
+
+    method: str
+    """``cfg``, a variant, or ``two-pass`` and a variant."""
+    engine: str
+    plan: Plan
+    images: int
+    device: torch.device
+    repeats_model: bool
+    """Every step that averages runs the whole model a second time: the released algorithm."""
+    steps: Callable[[], Generator[StepTime, None, None]]
+    """Starts a run."""
+
+    @property
+    def name(self) -> str:
+        """Method and engine, for people."""
+        return f"{self.method}, {self.engine}"
+
+    def phases(self, steps: int | None = None) -> tuple[Phase, ...]:
+        """Phases of its run, or of a run of so many steps."""
+        if steps is None:
+            return tuple(step.phase for step in self.plan.steps)
+        perturbed = self.plan.guidance.rule.perturbed
+        return self.plan.windows.phases(steps) if perturbed else (Phase.PLAIN,) * steps
+
+    def row_blocks(self, steps: int | None = None) -> int:
+        """What a run of so many steps costs for one image: blocks run for one row each."""
+        phases, contract = self.phases(steps), self.plan.contract
+        if not self.repeats_model:
+            return cost_of(contract, phases, self.plan.guidance.rule).planned
+        passes = sum(1 + (phase is not Phase.PLAIN) for phase in phases)
+        return passes * self.plan.rows(Phase.PLAIN)[1] * contract.num_blocks
+
+
+def forked(engine: Engine, prepared: Prepared) -> Contender:
+    """Our loop on the forked graph, with whatever guidance was prepared.
+
+    Args:
+        engine: Of the denoiser, open.
+        prepared: Latents and conditioning on the engine's device.
+    """
+    plan, timed, pool = prepared.plan, TimedEngine(engine), StatePool()
+
+    def steps() -> Generator[StepTime, None, None]:
+        with pool.lend(plan.contract, prepared.latents, prepared.conditioning.embeds) as state:
+            run = denoise(
+                timed,
+                plan,
+                prepared.latents,
+                prepared.conditioning,
+                select=prepared.select,
+                anneal=prepared.anneal,
+                state=state,
+            )
+            yield from timed_steps(run, _phase, engine.device, timed)
+
+    return Contender(
+        method=_method(plan),
+        engine=engine.name,
+        plan=plan,
+        images=len(prepared.requests),
+        device=engine.device,
+        repeats_model=False,
+        steps=steps,
+    )
+
+
+def two_pass(model: SD3Transformer2DModel, prepared: Prepared) -> Contender:
+    """The unmodified diffusers model: the released algorithm where the guidance perturbs, else a plain pass.
+
+    The second pass is left out where nothing is averaged, which the released code does not do; so it is
+    no slower than that.
+
+    Args:
+        model: In eval mode.
+        prepared: Latents and conditioning on the model's device.
+    """
+    plan = prepared.plan
+
+    def steps() -> Generator[StepTime, None, None]:
+        run = two_pass_denoise(
+            model,
+            plan,
+            prepared.latents,
+            prepared.conditioning,
+            select=prepared.select,
+            anneal=prepared.anneal,
+        )
+        return timed_steps(run, _phase, prepared.latents.device)
+
+    perturbed = plan.guidance.rule.perturbed
+    return Contender(
+        method=f"two-pass {_method(plan)}" if perturbed else _method(plan),
+        engine=PYTORCH,
+        plan=plan,
+        images=len(prepared.requests),
+        device=prepared.latents.device,
+        repeats_model=perturbed,
+        steps=steps,
+    )
+
+
+def _method(plan: Plan) -> str:
+    """``cfg``, ``emag-q``, ``emag-q+apg``: the guidance, with the variant in place of its general name."""
+    name = plan.guidance.name
+    return name.replace("emag", str(plan.contract.variant), 1) if plan.guidance.rule.perturbed else name
+
+
+def _phase(step: DenoiseStep | ReferenceStep) -> Phase:
+    return step.plan.phase

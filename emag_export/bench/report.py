@@ -1,0 +1,142 @@
+"""A measurement written down: plain data for programs, which the table and the plots are made of."""
+
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from emag_export.bench.contender import PYTORCH
+from emag_export.bench.memory import Peak
+from emag_export.bench.race import Ratio, Result
+from emag_export.bench.session import Setup
+from emag_export.runtime.plan import Phase
+
+__all__ = ["describe_machine", "describe_results", "describe_setup"]
+
+_PACKAGES = (
+    "emag-export",
+    "torch",
+    "diffusers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, memory, GPU, versions and command: what a number is worth nothing without."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": _processor(),
+        "cores": psutil.cpu_count(logical=False),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpu": gpu,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": dict(_versions()),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text("utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> Iterable[tuple[str, str]]:
+    for package in _PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def describe_setup(setup: Setup, rounds: int) -> dict[str, Any]:
+    """What was run."""
+    first, request = setup.bundles[0], setup.request
+    contract = first.contract
+    grid = request.grid(first)
+    return {
+        "model": first.provenance.model,
+        "random_weights": first.provenance.seed is not None,
+        "blocks": contract.num_blocks,
+        "width": contract.heads * contract.head_dim,
+        "candidates": list(contract.blocks),
+        "precision": contract.precision,
+        "height": request.height,
+        "width_pixels": request.width,
+        "image_tokens": grid[0] * grid[1],
+        "text_tokens": first.clip_tokens + first.defaults.max_sequence_length,
+        "images": setup.images,
+        "steps": request.steps,
+        "rounds": rounds,
+    }
+
+
+def describe_results(results: Sequence[Result], peaks: Sequence[Peak] | None = None) -> list[dict[str, Any]]:
+    """One entry per contender.
+
+    Args:
+        results: Of :func:`~emag_export.bench.session.measure`.
+        peaks: Of :func:`~emag_export.bench.session.measure_peaks`, in the same order.
+    """
+    rows = []
+    for index, result in enumerate(results):
+        contender = result.contender
+        same = _find(results, "cfg", contender.engine)
+        row: dict[str, Any] = {
+            "method": contender.method,
+            "engine": contender.engine,
+            "seconds_per_image": result.seconds() / contender.images,
+            "row_blocks": contender.row_blocks(),
+            "to_cfg": _compared(result, same),
+            "to_pytorch_cfg": _compared(result, _find(results, "cfg", PYTORCH)),
+            "to_two_pass": _compared(result, _find(results, f"two-pass {contender.method}", PYTORCH)),
+            "phases": _phases(result),
+            "outside_engine": result.outside_engine,
+        }
+        if peaks is not None:
+            row["peak_memory"] = {"host": peaks[index].host, "device": peaks[index].device}
+        rows.append(row)
+    return rows
+
+
+def _find(results: Sequence[Result], method: str, engine: str) -> Result | None:
+    for result in results:
+        if (result.contender.method, result.contender.engine) == (method, engine):
+            return result
+    return None
+
+
+def _compared(result: Result, other: Result | None) -> Mapping[str, float] | None:
+    """Measured ratio, its interval, and what the row-blocks predict."""
+    if other is None or other is result:
+        return None
+    ratio: Ratio = result.ratio(other)
+    predicted = result.contender.row_blocks() / other.contender.row_blocks()
+    return {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "row_blocks": predicted}
+
+
+def _phases(result: Result) -> dict[str, Any]:
+    """Of every phase how many steps a run has, and milliseconds: median and the middle half."""
+    phases = {}
+    for phase, seconds in result.phase_seconds().items():
+        low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+        phases[str(phase)] = {
+            "steps": result.contender.phases().count(Phase(phase)),
+            "ms": 1e3 * median(seconds),
+            "low": 1e3 * low,
+            "high": 1e3 * high,
+        }
+    return phases
