@@ -29,6 +29,7 @@ __all__ = [
     "TOKENIZERS",
     "Bundle",
     "Provenance",
+    "engine_graph_file",
     "file_records",
 ]
 
@@ -54,6 +55,11 @@ ENGINES = "engines"
 _HASHED_BESIDE = 1 << 26
 """Files with more bytes are hashed while they are loaded. Graphs themselves have less: a parser sees only
 what was checked."""
+
+
+def engine_graph_file(engine: str) -> str:
+    """Name of the graph that one backend takes instead of the standard one; it uses the same external data."""
+    return f"{engine}.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,17 +193,23 @@ class Bundle:
                 self._check_hash(relative)
 
     @contextmanager
-    def loading(self, component: str) -> Iterator[Path]:
+    def loading(self, component: str, engine: str | None = None) -> Iterator[Path]:
         """Path of one graph, for a ``with`` that loads it: its weights are hashed at the same time.
 
         Hashing takes about as long as loading, so nobody waits for it. What was loaded may be used only after
         the ``with``.
+
+        Args:
+            component: Folder in the bundle.
+            engine: Backend whose own graph is taken, where the component has one.
 
         Raises:
             BundleError: If the component is absent or a file does not match its hash; at the end of the
                 ``with`` where its bytes differ.
         """
         path = self._graph_path(component)
+        if engine is not None and f"{component}/{engine_graph_file(engine)}" in self.files:
+            path = path.with_name(engine_graph_file(engine))
         files = {name: record for name, record in self.files.items() if name.startswith(f"{component}/")}
         large = [name for name, record in files.items() if record["bytes"] > _HASHED_BESIDE]
         for name in files:

@@ -17,8 +17,6 @@ from emag_export.errors import EngineError, InputError, MissingDependencyError
 
 __all__ = ["OnnxRuntimeEngine", "OrtOptions", "available_providers"]
 
-_CPU = "CPUExecutionProvider"
-
 
 @dataclass(frozen=True, kw_only=True)
 class OrtOptions:
@@ -97,7 +95,7 @@ class OnnxRuntimeEngine:
             self._open_on_cuda(ort, graph, session, options)
             return
         try:
-            self._session = ort.InferenceSession(str(graph), session, providers=[_CPU])
+            self._session = ort.InferenceSession(str(graph), session, providers=[ort_providers.CPU])
         except Exception as error:
             raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {error}") from error
 

@@ -23,7 +23,7 @@ __all__ = [
     "rtx_devices",
 ]
 
-CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 RTX = "NvTensorRTRTXExecutionProvider"
 """A plug-in for stock onnxruntime, from a package of its own."""
 

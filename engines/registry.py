@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from emag_export.bundle import Bundle
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
+from emag_export.engines.ort_providers import CPU, CUDA
 from emag_export.engines.protocol import Engine
 from emag_export.engines.tensorrt.flavour import FLAVOURS
 from emag_export.engines.tensorrt.open import open_tensorrt
@@ -46,10 +47,12 @@ def open_backend(
         if device not in ("", "cuda"):
             raise InputError(f"{name} runs on the GPU, not on {device}; leave out --device")
         return open_tensorrt(FLAVOURS[name], cuda_graphs=cuda_graphs, weight_budget=weight_budget)
+    # Other providers than its own two take standard operators only.
+    own_graph = name if provider in (None, CPU, CUDA) else None
     options = OrtOptions(device=device or "cpu", threads=threads, provider=provider, cuda_graphs=cuda_graphs)
 
     def opener(bundle: Bundle, component: str) -> Engine:
-        with bundle.loading(component) as graph:
+        with bundle.loading(component, own_graph) as graph:
             return OnnxRuntimeEngine(graph, bundle.spec(component), options)
 
     return opener

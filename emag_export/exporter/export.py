@@ -12,6 +12,7 @@ from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE
 from emag_export.exporter.fork import ForkedSD3
 from emag_export.exporter.identify import BuildPlan, BuildProgress
 from emag_export.exporter.onnx_export import export_graph
+from emag_export.exporter.passes import write_engine_graphs
 from emag_export.exporter.verify import TOLERANCES, verify_graph
 from emag_export.shapes import Sizes
 
@@ -30,7 +31,7 @@ def component_spec(plan: BuildPlan, name: str) -> GraphSpec:
 
 
 def export_component(plan: BuildPlan, name: str, folder: Path, on_progress: BuildProgress) -> None:
-    """Write ``model.onnx``, its external data and ``config.json`` of one component.
+    """Write ``model.onnx``, its external data, engines' own graphs and ``config.json`` of one component.
 
     Args:
         plan: What is built.
@@ -48,9 +49,11 @@ def export_component(plan: BuildPlan, name: str, folder: Path, on_progress: Buil
     spec = component_spec(plan, name)
     on_progress(name, "trace")
     export_graph(module, spec, random_inputs(spec, sizes[0]), graph)
+    graphs = [graph, *write_engine_graphs(graph)]
     if precision in TOLERANCES and _bytes(module) <= _VERIFIED_BYTES:
         on_progress(name, "verify")
-        verify_graph(module, spec, graph, sizes[1:], precision)
+        for checked in graphs:
+            verify_graph(module, spec, checked, sizes[1:], precision)
     # The folder it was once loaded from is nobody's business.
     config = {
         key: value for key, value in plan.source.config(COMPONENTS[name]).items() if key != "_name_or_path"
