@@ -21,7 +21,7 @@ _SHORT = 6
 """Steps that are run where only the time of each phase is wanted; the default windows have all three."""
 
 AXES = {
-    "image tokens": (64, 256, 1024),
+    "image tokens": (256, 1024, 4096),
     "images": (1, 2, 4),
     "steps": (4, 8, 14, 28),
     "first candidate": (0.0, 0.25, 0.5, 0.75),

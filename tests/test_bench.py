@@ -1,0 +1,161 @@
+"""Measurement: turns, medians, intervals, and the command on a real bundle."""
+
+import json
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from emag_export.architectures import PIPELINES
+from emag_export.bench.contender import Contender
+from emag_export.bench.memory import measure_peak
+from emag_export.bench.race import race
+from emag_export.bench.session import Setup
+from emag_export.bench.timing import StepTime
+from emag_export.bundle import Bundle
+from emag_export.cli.main import main
+from emag_export.contract import Variant
+from emag_export.errors import EngineError, InputError
+from emag_export.exporter.identify import contract_of
+from emag_export.runtime.guidance import Guidance
+from emag_export.runtime.plan import Phase, make_plan
+from emag_export.runtime.request import default_request
+from emag_export.runtime.schedule import flow_match_schedule
+
+STEPS = 28
+SECONDS = {Phase.PLAIN: 2.0, Phase.TRACK: 2.0, Phase.GUIDE: 2.75}
+
+
+@pytest.fixture
+def contender() -> Callable[..., Contender]:
+    """(guidance, log, jitter) to a contender whose steps take exactly what a row-block costs."""
+
+    config = PIPELINES["sd3"]["transformer"]
+    contract = contract_of(config, variant=Variant.EMAG_Q, blocks=(6, 7, 8))
+
+    def make(guidance: str, log: list[str] | None = None, jitter: float = 0.0) -> Contender:
+        schedule = flow_match_schedule({"shift": 3.0}, STEPS, 4096)
+        plan = make_plan(contract, schedule, Guidance(name=guidance))
+
+        def steps() -> Generator[StepTime, None, None]:
+            try:
+                for step in plan.steps:
+                    if log is not None:
+                        log.append(guidance)
+                    seconds = SECONDS[step.phase] * (1 + jitter * (step.index % 2))
+                    first = plan.steps[step.index - 1].phase is not step.phase
+                    yield StepTime(phase=step.phase, seconds=99.0 if first else seconds, engine=seconds - 0.1)
+            finally:
+                if log is not None:
+                    log.append(f"{guidance} closed")
+
+        return Contender(
+            method=guidance,
+            engine="clock",
+            plan=plan,
+            images=1,
+            device=torch.device("cpu"),
+            repeats_model=False,
+            steps=steps,
+        )
+
+    return make
+
+
+def test_contenders_take_turns_and_change_who_begins(contender: Callable[..., Contender]) -> None:
+    log: list[str] = []
+    race([contender("cfg", log), contender("emag", log)])
+    assert log[:6] == ["cfg", "emag", "emag", "cfg", "cfg", "emag"]
+    assert log.count("cfg") == log.count("emag") == STEPS
+
+
+def test_first_step_of_a_phase_is_no_measurement(contender: Callable[..., Contender]) -> None:
+    (result,) = race([contender("emag")], rounds=2)
+    assert len(result.times) == 2 * STEPS - 3  # three phases warm up once; a later first step does count
+    assert result.seconds() == pytest.approx(10 * 2.0 + 18 * 2.75)
+
+
+def test_ratio_is_that_of_the_row_blocks_and_lies_in_its_interval(
+    contender: Callable[..., Contender],
+) -> None:
+    cfg, emag = race([contender("cfg", jitter=0.02), contender("emag", jitter=0.02)])
+    ratio = emag.ratio(cfg)
+    assert ratio.low <= ratio.value <= ratio.high
+    assert ratio.low < ratio.high
+    assert ratio.value == pytest.approx(1668 / 1344, rel=0.1)
+    assert emag.contender.row_blocks() == 1668
+    assert emag.ratio(cfg, steps=50).value < ratio.value + 0.1
+
+
+def test_share_outside_the_engine(contender: Callable[..., Contender]) -> None:
+    (result,) = race([contender("cfg")])
+    assert result.outside_engine == pytest.approx(0.05)
+
+
+def test_interrupted_race_closes_every_run(contender: Callable[..., Contender]) -> None:
+    log: list[str] = []
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        race([contender("cfg", log), contender("emag", log)], progress=interrupt)
+    assert log[-2:] == ["cfg closed", "emag closed"]
+
+
+def _take(size: int) -> torch.device:
+    torch.ones(size, dtype=torch.uint8)
+    return torch.device("cpu")
+
+
+def _fail() -> torch.device:
+    raise EngineError("no such engine")
+
+
+def test_peak_memory_is_that_of_the_child() -> None:
+    from functools import partial
+
+    peak = measure_peak(partial(_take, 200_000_000))
+    assert 200_000_000 <= peak.host < 260_000_000
+    assert peak.device is None
+    with pytest.raises(EngineError, match="no such engine"):
+        measure_peak(_fail)
+
+
+def test_bundles_of_different_models_are_refused(small_bundle: Path, tiny_bundle: Path) -> None:
+    small, tiny = Bundle(small_bundle), Bundle(tiny_bundle)
+    request = default_request(small, "x")
+    with pytest.raises(InputError, match="another model"):
+        Setup(bundles=[small, tiny], backends={}, request=request)
+    with pytest.raises(InputError, match="measured beside EMAG anyway"):
+        Setup(bundles=[small], backends={}, request=replace(request, guidance=Guidance(name="cfg")))
+
+
+def test_command_measures_everything_and_writes_it_down(small_bundle: Path, tmp_path: Path) -> None:
+    """Ratios only where there is something to divide by; the released algorithm beside ours."""
+    command = ["-q", "bench", str(small_bundle), "--steps", "6", "--height", "32", "--width", "32"]
+    found = CliRunner().invoke(
+        main, [*command, "--no-memory", "--startup", "--json", "-o", str(tmp_path / "out")]
+    )
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    rows = {(row["method"], row["engine"]): row for row in report["results"]}
+    assert set(rows) == {
+        ("cfg", "onnxruntime (cpu)"),
+        ("emag", "onnxruntime (cpu)"),
+        ("cfg", "PyTorch eager"),
+        ("two-pass emag", "PyTorch eager"),
+    }
+    ours = rows["emag", "onnxruntime (cpu)"]
+    assert set(ours["phases"]) == {"plain", "track", "guide"}
+    assert sum(phase["steps"] for phase in ours["phases"].values()) == 6
+    for key in ("to_cfg", "to_pytorch_cfg", "to_two_pass"):
+        assert 0 < ours[key]["low"] <= ours[key]["ratio"] <= ours[key]["high"]
+    assert rows["cfg", "onnxruntime (cpu)"]["to_cfg"] is None
+    assert report["startup"]["open"] > 0
+    assert json.loads((tmp_path / "out" / "bench.json").read_text("utf-8")) == report
+    assert (tmp_path / "out" / "cost.png").read_bytes().startswith(b"\x89PNG")
