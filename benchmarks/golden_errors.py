@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from diffusers import SD3Transformer2DModel
 
+from emag_export.bundle import engine_graph_file
 from emag_export.cli.console import out, quiet_libraries, status, table
 from emag_export.contract import DenoiserContract
 from emag_export.engines.eager import EagerEngine
@@ -18,6 +19,7 @@ from emag_export.exporter.examples import DENOISER_EXAMPLE_SIZES, random_inputs
 from emag_export.exporter.fork import ForkedSD3
 from emag_export.exporter.identify import contract_of
 from emag_export.exporter.onnx_export import export_graph
+from emag_export.exporter.passes import write_engine_graphs
 from tests.golden.case import GoldenCase, replay
 
 _FOLDER = Path("tests/golden")
@@ -43,10 +45,12 @@ def main(output: Path) -> None:
                 graphs[contract] = Path(folder) / str(len(graphs)) / "model.onnx"
                 example = random_inputs(contract.graph, DENOISER_EXAMPLE_SIZES)
                 export_graph(fork, contract.graph, example, graphs[contract])
+                write_engine_graphs(graphs[contract])
             spinner.update(f"replaying {path.name} …")
             with EagerEngine(fork, contract.graph) as eager:
                 torch_error = replay(case, eager, contract).error
-            with OnnxRuntimeEngine(graphs[contract], contract.graph) as engine:
+            own = graphs[contract].with_name(engine_graph_file("onnxruntime"))
+            with OnnxRuntimeEngine(own, contract.graph) as engine:
                 ort_error = replay(case, engine, contract).error
             rows.append(
                 {

@@ -12,7 +12,7 @@ from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries
 from emag_export.cli.engine_build import build_engines, engine_build_options, engine_options_of
 from emag_export.cli.options import Blocks, renorm_option, variant_option
-from emag_export.contract import PRECISIONS, Variant
+from emag_export.contract import PRECISIONS, STATE_PRECISIONS, Variant
 from emag_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ __all__ = ["build_options_of", "command", "phase_reporter"]
     "--emag-layers", "blocks", type=Blocks(), help="Candidate blocks, 6-8 or 6,7,8; default: the model's."
 )
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), default="fp32", show_default=True)
+@click.option(
+    "--state-precision",
+    type=click.Choice(list(STATE_PRECISIONS)),
+    default="fp32",
+    show_default=True,
+    help="In which averages are kept between steps; fp16 takes half the memory, as the released code does.",
+)
 @click.option(
     "--weights",
     type=click.Choice(["checkpoint", "random"]),
@@ -111,6 +118,7 @@ def build_options_of(options: Mapping[str, Any]) -> "BuildOptions":
         renorm=options["renorm"],
         blocks=options["blocks"],
         precision=PRECISIONS[options["precision"]],
+        state_precision=STATE_PRECISIONS[options["state_precision"]],
         revision=options["revision"],
         seed=_seed(options),
         components=None if options["components"] is None else tuple(options["components"].split(",")),

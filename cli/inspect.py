@@ -1,6 +1,8 @@
 """``emag-export inspect``."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,9 +11,13 @@ from emag_export.cli.console import out, print_json, status, table
 from emag_export.cli.options import bundle_argument
 from emag_export.contract import GraphSpec
 from emag_export.errors import BundleError
+from emag_export.footprint import FORMULA, Footprint, footprint
 from emag_export.shared_encoders import components_of, home_of
 
 __all__ = ["command"]
+
+_IMAGES = (1, 4)
+"""Drawn at a time, for which memory is shown."""
 
 
 @click.command("inspect")
@@ -19,7 +25,7 @@ __all__ = ["command"]
 @click.option("--engine", "engines", is_flag=True, help="Show its TensorRT engines instead.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def command(bundle: Path, engines: bool, as_json: bool) -> None:
-    """Show what a bundle holds: contract, sizes, provenance; and check every file's SHA-256.
+    """Show what a bundle holds: contract, sizes, memory, provenance; and check every file's SHA-256.
 
     Exits with 4 if a file is missing, truncated or altered. With --engine: profiles, precision and memory of
     every plan, and on a GPU that runs it what its layers are; exits with 6 if a plan does not match its hash.
@@ -39,7 +45,7 @@ def command(bundle: Path, engines: bool, as_json: bool) -> None:
         except BundleError as error:
             damage = error
     if as_json:
-        print_json({**opened.manifest, "intact": damage is None})
+        print_json({**opened.manifest, "memory": _memory_json(opened), "intact": damage is None})
     else:
         _print(opened)
         if damage is None:
@@ -75,6 +81,9 @@ def _print(bundle: Bundle) -> None:
     for name, note in bundle.manifest.get("precision_notes", {}).items():
         out.print(f"float32 in {name}: {note}", style="dim", markup=False)
     out.print(_tensors(contract.graph))
+    out.print(_memory(bundle))
+    for part, formula in FORMULA.items():
+        out.print(f"{part}: {formula}", style="dim", markup=False)
 
 
 def _tensors(spec: GraphSpec) -> object:
@@ -83,3 +92,29 @@ def _tensors(spec: GraphSpec) -> object:
         for tensor in tensors:
             grid.add_row(direction, tensor.name, tensor.dtype, " × ".join(map(str, tensor.dims)))
     return grid
+
+
+def _footprints(bundle: Bundle) -> list[Footprint]:
+    """At the bundle's own size and at about half of it, which must be whole tokens."""
+    cell = bundle.contract.patch_size * bundle.vae_factor
+    sides = (bundle.defaults.height, bundle.defaults.width)
+    halves = tuple(max(cell, side // 2 // cell * cell) for side in sides)
+    return [
+        footprint(bundle, images=images, height=height, width=width)
+        for height, width in (sides, halves)
+        for images in _IMAGES
+    ]
+
+
+def _memory(bundle: Bundle) -> object:
+    parts = (f">{part}" for part in FORMULA)
+    grid = table("size", ">images", *parts, ">total", title="Memory of the denoiser, MB")
+    for row in _footprints(bundle):
+        shown = (f"{getattr(row, part) / 1e6:.1f}" for part in (*FORMULA, "total"))
+        grid.add_row(f"{row.height} × {row.width}", str(row.images), *shown)
+    return grid
+
+
+def _memory_json(bundle: Bundle) -> dict[str, Any]:
+    sizes = [{**asdict(row), "total": row.total} for row in _footprints(bundle)]
+    return {"unit": "bytes", "formula": dict(FORMULA), "sizes": sizes}

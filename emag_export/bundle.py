@@ -58,7 +58,7 @@ what was checked."""
 
 
 def engine_graph_file(engine: str) -> str:
-    """Name of the graph that one backend takes instead of the standard one; it uses the same external data."""
+    """Name of the graph that one backend takes instead of the standard one, over the same external data."""
     return f"{engine}.onnx"
 
 

@@ -16,12 +16,14 @@ import torch  # noqa: E402
 from diffusers import SD3Transformer2DModel  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
+from emag_export.bundle import engine_graph_file  # noqa: E402
 from emag_export.contract import DenoiserContract, Renorm, Variant  # noqa: E402
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions  # noqa: E402
 from emag_export.exporter.examples import DENOISER_EXAMPLE_SIZES, random_inputs  # noqa: E402
 from emag_export.exporter.fork import ForkedSD3  # noqa: E402
 from emag_export.exporter.identify import contract_of  # noqa: E402
 from emag_export.exporter.onnx_export import export_graph  # noqa: E402
+from emag_export.exporter.passes import write_engine_graphs  # noqa: E402
 from tests.bundles import (  # noqa: E402, F401  fixtures of several files
     shared_folder,
     small_bundle,
@@ -92,9 +94,10 @@ class Exported:
     contract: DenoiserContract
     path: Path
 
-    def engine(self) -> OnnxRuntimeEngine:
-        """One thread: the tests themselves run side by side."""
-        return OnnxRuntimeEngine(self.path, self.contract.graph, OrtOptions(threads=1))
+    def engine(self, *, own: bool = False) -> OnnxRuntimeEngine:
+        """Of the standard graph, or of onnxruntime's own. One thread: tests themselves run side by side."""
+        path = self.path.with_name(engine_graph_file("onnxruntime")) if own else self.path
+        return OnnxRuntimeEngine(path, self.contract.graph, OrtOptions(threads=1))
 
 
 Exporter = Callable[[str, Variant], Exported]
@@ -113,6 +116,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
         with FileLock(folder / f"{name}-{variant}.lock"):
             if not path.exists():
                 export_graph(fork, spec, random_inputs(spec, DENOISER_EXAMPLE_SIZES), path)
+                write_engine_graphs(path)
         return Exported(fork=fork, contract=fork.contract, path=path)
 
     return export

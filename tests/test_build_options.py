@@ -112,6 +112,7 @@ def test_arguments_mean_the_same_options(tmp_path: Path) -> None:
         renorm=Renorm.IMG2TXT_ONLY,
         blocks=(1, 3),
         precision="bfloat16",
+        state_precision="float16",
         revision="main",
         seed=7,
         components=(DENOISER, "vae_decoder"),

@@ -175,7 +175,11 @@ def test_plan_prints_the_formula(tiny_bundle: Path) -> None:
 
 def test_inspect_shows_and_checks(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "every SHA-256 matches" in succeeded("inspect", tiny_bundle)
-    assert json.loads(succeeded("inspect", tiny_bundle, "--json"))["intact"] is True
+    shown = json.loads(succeeded("inspect", tiny_bundle, "--json"))
+    assert shown["intact"] is True
+    sizes = [(row["images"], row["height"], row["width"]) for row in shown["memory"]["sizes"]]
+    assert sizes == [(1, 64, 64), (4, 64, 64), (1, 32, 32), (4, 32, 32)]
+    assert "Memory of the denoiser" in succeeded("inspect", tiny_bundle)
     copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
     data = copy / "transformer" / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:-1] + b"\0\0")

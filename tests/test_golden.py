@@ -32,9 +32,10 @@ def test_torch_follows_the_recording(case: GoldenCase) -> None:
     assert replay(case, engine, fork.contract).error <= case.tolerance
 
 
-def test_onnxruntime_follows_the_recording(case: GoldenCase, exported: Exporter) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["standard graph", "its own graph"])
+def test_onnxruntime_follows_the_recording(case: GoldenCase, exported: Exporter, own: bool) -> None:
     graph = exported("golden", case.variant)
-    with graph.engine() as engine:
+    with graph.engine(own=own) as engine:
         assert replay(case, engine, graph.contract).error <= case.tolerance
 
 

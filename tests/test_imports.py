@@ -32,7 +32,9 @@ def modules(*packages: str) -> list[str]:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    loaded = loaded_after("import emag_export, emag_export.contract, emag_export.bundle, emag_export.errors")
+    loaded = loaded_after(
+        "import emag_export, emag_export.contract, emag_export.bundle, emag_export.footprint"
+    )
     assert not loaded & {"torch", "numpy", "diffusers", "transformers", "onnx", "onnxruntime"}
 
 

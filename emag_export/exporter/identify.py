@@ -12,7 +12,7 @@ from typing import Any
 
 from emag_export import __version__
 from emag_export.bundle import COMPONENTS, DENOISER, MANIFEST, Bundle, Provenance
-from emag_export.contract import PRECISIONS, DenoiserContract, Renorm, Variant
+from emag_export.contract import PRECISIONS, STATE_PRECISIONS, DenoiserContract, Renorm, Variant
 from emag_export.errors import EmagError, InputError
 from emag_export.exporter.lora import Lora, lora_records
 from emag_export.exporter.random_model import random_model
@@ -22,6 +22,7 @@ from emag_export.models import SamplingDefaults, sampling_defaults
 from emag_export.shared_encoders import shared_files
 
 __all__ = [
+    "ENGINE_GRAPHS",
     "OPSET",
     "PREVIEW_FIT",
     "BuildOptions",
@@ -36,6 +37,9 @@ __all__ = [
 
 OPSET = 20
 """The oldest with ``Gelu`` as one operator; runs on onnxruntime, TensorRT and TensorRT-RTX alike."""
+
+ENGINE_GRAPHS = 1
+"""Raised when a rule of :mod:`emag_export.exporter.passes` changes what it writes."""
 
 PREVIEW_FIT = 1
 """Raised when the fit of the previews changes: a bundle with the older numbers, or none, is made again."""
@@ -60,6 +64,8 @@ class BuildOptions:
     blocks: tuple[int, ...] | None = None
     """Candidate blocks; None takes the model's defaults."""
     precision: str = "float32"
+    state_precision: str = "float32"
+    """In which the averages are kept between two steps; within a step they are float32."""
     revision: str | None = None
     seed: int | None = None
     """Random weights of this seed instead of the checkpoint's."""
@@ -87,6 +93,9 @@ def arguments_of(model: str, options: BuildOptions) -> tuple[str, ...]:
     words = ["--model", model, "--variant", str(options.variant), "--precision", precision]
     if options.blocks is not None:
         words += ["--emag-layers", ",".join(map(str, options.blocks))]
+    if options.state_precision != BuildOptions.state_precision:
+        state = next(name for name, dtype in STATE_PRECISIONS.items() if dtype == options.state_precision)
+        words += ["--state-precision", state]
     if options.renorm is not BuildOptions.renorm:
         words += ["--renorm", str(options.renorm)]
     if options.seed is not None:
@@ -157,7 +166,7 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
         seed=options.seed,
         loras=lora_records(options.loras),
     )
-    recipe = [contract.to_json(), defaults.to_json(), components, OPSET, PREVIEW_FIT]
+    recipe = [contract.to_json(), defaults.to_json(), components, OPSET, ENGINE_GRAPHS, PREVIEW_FIT]
     if encoders is not None:
         recipe.append(shared_files(encoders, shared))
     chosen = replace(options, blocks=contract.blocks, revision=source.revision)
@@ -254,6 +263,7 @@ def contract_of(
     blocks: tuple[int, ...],
     renorm: Renorm = Renorm.ROW,
     precision: str = "float32",
+    state_dtype: str = "float32",
 ) -> DenoiserContract:
     """The contract of a model with this ``transformer/config.json``, forked at ``blocks[0]``.
 
@@ -265,6 +275,7 @@ def contract_of(
         renorm=renorm,
         blocks=blocks,
         precision=precision,
+        state_dtype=state_dtype,
         num_blocks=config["num_layers"],
         heads=config["num_attention_heads"],
         head_dim=config["attention_head_dim"],
@@ -283,6 +294,8 @@ def _contract(source: SourceModel, options: BuildOptions) -> tuple[DenoiserContr
     defaults = sampling_defaults(source.name, blocks=config["num_layers"], sample_pixels=pixels)
     if options.precision not in PRECISIONS.values():
         raise InputError(f"there is no precision {options.precision!r}; choose float32, float16 or bfloat16")
+    if options.state_precision not in STATE_PRECISIONS.values():
+        raise InputError(f"averages cannot be kept in {options.state_precision!r}; choose float32 or float16")
     if options.max_sequence_length is not None:
         if not 1 <= options.max_sequence_length <= LONGEST_SEQUENCE:
             raise InputError(
@@ -292,6 +305,11 @@ def _contract(source: SourceModel, options: BuildOptions) -> tuple[DenoiserContr
         defaults = replace(defaults, max_sequence_length=options.max_sequence_length)
     blocks = defaults.emag_layers if options.blocks is None else options.blocks
     contract = contract_of(
-        config, variant=options.variant, blocks=blocks, renorm=options.renorm, precision=options.precision
+        config,
+        variant=options.variant,
+        blocks=blocks,
+        renorm=options.renorm,
+        precision=options.precision,
+        state_dtype=options.state_precision,
     )
     return contract, defaults

@@ -30,7 +30,7 @@ def _attention(op: Any, query: Any, key: Any, value: Any, scale: Any) -> Any:
 
 
 def _fused_attention(op: Any, query: Any, key: Any, value: Any, scale: Any) -> Any:
-    """onnxruntime's ``MultiHeadAttention``, which never holds a whole map and takes heads side by side."""
+    """In onnxruntime, ``MultiHeadAttention`` never holds a whole map; it takes heads side by side."""
     heads, width = query.shape[1], query.shape[3]
     tokens = op.Constant(value_ints=[0, 0, heads * width])
     split = op.Constant(value_ints=[0, 0, heads, width])

@@ -45,10 +45,12 @@ def verify_graph(
             for name, expected in wanted.items():
                 scale = expected.float().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
                 error = float((got[name].float() - expected.float()).abs().max() / scale)
-                if not error <= TOLERANCES[precision]:
+                # An average kept in float16 may be rounded to either of two neighbours, one unit apart.
+                allowed = TOLERANCES[precision] + torch.finfo(expected.dtype).eps
+                if not error <= allowed:
                     raise ExportError(
                         f"{spec.name} differs from PyTorch: {name} by {error:.1e} of its largest value at "
-                        f"{dict(size)}, {TOLERANCES[precision]:.0e} is allowed; please report this model"
+                        f"{dict(size)}, {allowed:.0e} is allowed; please report this model"
                     )
                 worst = max(worst, error)
     return worst

@@ -17,6 +17,7 @@ from emag_export.reference.comparison import (
     StepComparison,
 )
 from emag_export.reference.forced import force_step
+from emag_export.reference.thresholds import judged_as
 from emag_export.reference.two_pass import ReferenceStep
 from emag_export.runtime.decode import Pictures
 from emag_export.runtime.guidance import Rows
@@ -93,7 +94,7 @@ def compare(
     free, latents = _free_run(engine, plan, noise, kept, select=select, progress=progress)
     return Comparison(
         settings=_settings(engine, plan, noise),
-        precision=plan.contract.precision,
+        precision=judged_as(plan.contract.precision, plan.contract.state_dtype),
         blocks=plan.contract.blocks,
         steps=tuple(steps),
         free=free,

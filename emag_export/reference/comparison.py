@@ -124,6 +124,7 @@ class Comparison:
     settings: Mapping[str, str]
     """What was run, for people."""
     precision: str
+    """Of the engine, as its thresholds are called."""
     blocks: tuple[int, ...]
     """Candidate blocks, in the order of every Delta."""
     steps: tuple[StepComparison, ...]

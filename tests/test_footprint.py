@@ -1,0 +1,132 @@
+"""Memory by formula against the tensors that the runtime allocates; the estimate against its own limits."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from emag_export.bundle import DENOISER, MANIFEST, Bundle
+from emag_export.contract import DenoiserContract, Variant
+from emag_export.engines.eager import EagerEngine
+from emag_export.errors import InputError
+from emag_export.exporter.fork import ForkedSD3
+from emag_export.footprint import Footprint, footprint
+from emag_export.models import SamplingDefaults
+from emag_export.runtime.loop import Conditioning, ImageStep, call_engine
+from emag_export.runtime.plan import Phase
+from emag_export.runtime.state import EmaState
+from tests.conftest import small_fork
+
+HEIGHT, WIDTH, CLIP_TOKENS, T5_TOKENS, FACTOR = 96, 64, 5, 6, 8
+FILES = {f"{DENOISER}/model.onnx": 300, f"{DENOISER}/model.onnx.data": 7000, "vae_decoder/model.onnx": 90}
+
+
+def bundle_of(contract: DenoiserContract, folder: Path) -> Bundle:
+    """A manifest and nothing else: the formula may look at no file."""
+    folder.mkdir(exist_ok=True)
+    defaults = SamplingDefaults(
+        height=HEIGHT, width=WIDTH, emag_layers=contract.blocks, max_sequence_length=T5_TOKENS
+    )
+    manifest = {
+        "contract": contract.to_json(),
+        "geometry": {"vae_factor": FACTOR, "clip_tokens": CLIP_TOKENS},
+        "defaults": defaults.to_json(),
+        "arguments": [],
+        "files": {name: {"bytes": size, "sha256": ""} for name, size in FILES.items()},
+        "graphs": {DENOISER: {}},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return Bundle(folder)
+
+
+def nbytes(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class Recording(EagerEngine):
+    """Remembers the bytes of everything in its last call but the averages."""
+
+    seen = 0
+
+    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        outputs = super().run(feeds, out)
+        tensors = {**feeds, **outputs}
+        self.seen = nbytes(*(tensors[name] for name in tensors if not name.startswith("ema_state")))
+        return outputs
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("variant", [Variant.EMAG_Q, Variant.EMAG])
+def test_averages_inputs_and_outputs_are_those_of_the_runtime(
+    variant: Variant, state_dtype: str, tmp_path: Path
+) -> None:
+    images, fork = 2, small_fork("sd3", variant)
+    fork = ForkedSD3(fork.model, replace(fork.contract, state_dtype=state_dtype)).eval()
+    contract = fork.contract
+    latents = torch.randn(images, contract.in_channels, HEIGHT // FACTOR, WIDTH // FACTOR)
+    embeds = torch.randn(images, CLIP_TOKENS + T5_TOKENS, contract.text_dim)
+    pooled = torch.randn(images, contract.pooled_dim)
+    conditioning = Conditioning(embeds=embeds, pooled=pooled, negative_embeds=embeds, negative_pooled=pooled)
+    state = EmaState.zeros_for(contract, latents, embeds)
+    engine = Recording(fork, contract.graph)
+    steps = [ImageStep(phase=Phase.GUIDE, timestep=500.0, ema_step=0.012)] * images
+    call_engine(engine, steps, latents, conditioning, state, mask=torch.zeros_like(state.delta), uncond=True)
+    got = footprint(bundle_of(contract, tmp_path), images=images, height=HEIGHT, width=WIDTH)
+    assert got.averages == nbytes(state.average, state.spare)
+    assert got.transfers == engine.seen
+    assert got.weights == 7300, "files of the denoiser only"
+    assert got.total == got.weights + got.averages + got.transfers + got.working
+
+
+def at(bundle: Bundle, images: int = 1, side: int = 64, *, fused: bool | None = None) -> Footprint:
+    return footprint(bundle, images=images, height=side, width=side, fused=fused)
+
+
+@pytest.mark.parametrize("variant", Variant)
+def test_images_add_up_and_scores_are_what_fusing_saves(variant: Variant, tmp_path: Path) -> None:
+    bundle = bundle_of(small_fork("sd3", variant).contract, tmp_path)
+    one, three = at(bundle), at(bundle, 3)
+    for part in ("averages", "transfers", "working"):
+        assert getattr(three, part) == pytest.approx(3 * getattr(one, part), abs=2), part  # rounding
+    assert three.weights == one.weights
+    assert at(bundle, fused=True).working <= one.working
+    # Scores and maps grow with the square of the tokens, everything else in step with them.
+    large, larger = at(bundle, side=8192), at(bundle, side=16384)
+    assert 15 < larger.working / large.working < 16
+    fused, larger_fused = at(bundle, side=8192, fused=True), at(bundle, side=16384, fused=True)
+    assert fused.working < large.working
+    growth = larger_fused.working / fused.working
+    assert 3.9 < growth < 4 if variant is Variant.EMAG_Q else growth > 4
+
+
+def test_a_bundle_with_a_graph_for_onnxruntime_is_fused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is the backend's: what ``open_backend`` asks a bundle for."""
+    contract = small_fork("sd3").contract
+    plain = bundle_of(contract, tmp_path / "a")
+    monkeypatch.setitem(FILES, f"{DENOISER}/onnxruntime.onnx", 10)
+    own = bundle_of(contract, tmp_path / "b")
+    assert at(own, side=8192).working == at(plain, side=8192, fused=True).working
+    assert at(plain, side=8192).working == at(own, side=8192, fused=False).working
+
+
+def test_half_precision_is_computed_in_float32(tmp_path: Path) -> None:
+    """onnxruntime on a CPU holds the weights in float32, too."""
+    contract = small_fork("sd3").contract
+    full = at(bundle_of(contract, tmp_path / "a"))
+    half = at(bundle_of(replace(contract, precision="float16"), tmp_path / "b"))
+    assert half.working == full.working + full.weights
+    assert half.transfers < full.transfers
+
+
+def test_sizes_that_cannot_be_drawn(tmp_path: Path) -> None:
+    bundle = bundle_of(small_fork("sd3").contract, tmp_path)
+    with pytest.raises(InputError, match="give at least 1"):
+        at(bundle, images=0)
+    with pytest.raises(InputError, match="height 40 is no multiple of 16"):
+        at(bundle, side=40)
