@@ -12,6 +12,7 @@ from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status, table
 from emag_export.cli.options import BACKENDS, bundle_argument, opener_of
 from emag_export.cli.sampling import request_of, sampling_options
+from emag_export.engines.tensorrt.flavour import FLAVOURS
 from emag_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _setup(bundle: Bundle, options: dict[str, Any]) -> "Setup":
         request=request,
         images=options["images"],
         baseline=options["baseline"],
-        baseline_device=options["device"] or "cpu",
+        baseline_device=options["device"] or ("cuda" if backends.keys() & FLAVOURS.keys() else "cpu"),
         model=options["model"],
     )
 

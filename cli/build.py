@@ -14,6 +14,7 @@ from emag_export.cli.engine_build import build_engines, engine_build_options, en
 from emag_export.cli.options import Blocks, renorm_option, variant_option
 from emag_export.contract import PRECISIONS, STATE_PRECISIONS, Variant
 from emag_export.errors import InputError
+from emag_export.shared_encoders import components_of
 
 if TYPE_CHECKING:
     from emag_export.exporter.identify import BuildOptions, BuildProgress
@@ -82,9 +83,9 @@ def command(model: str, output: Path, as_json: bool, **options: Any) -> None:
         engines = summary["engines"]
         out.print(f"{engines['folder']}: {engines['bytes'] / 1e6:.1f} MB", soft_wrap=True)
         backend = f"--backend {options['backend']} "
-    out.print(
-        f'Next: emag-export generate {output} {backend}--prompt "…" -o picture.png', style="dim", markup=False
-    )
+    draws = "text_encoder" in components_of(bundle)
+    what = f'generate {output} {backend}--prompt "…" -o picture.png' if draws else f"bench {output} {backend}"
+    out.print(f"Next: emag-export {what}", style="dim", markup=False)
 
 
 def _bundle(model: str, output: Path, options: Mapping[str, Any]) -> Bundle:

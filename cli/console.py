@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,9 @@ def set_verbosity(level: int) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the progress bars and notes of model libraries out of ours."""
+    """Keep the progress bars and notes of model libraries out of ours, in processes started from here too."""
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -22,8 +22,8 @@ _SHORT = 6
 
 AXES = {
     "image tokens": (256, 1024, 4096),
-    "images": (1, 2, 4),
-    "steps": (4, 8, 14, 28),
+    "images": (1, 4),
+    "steps": (4, 10, 28),
     "first candidate": (0.0, 0.25, 0.5, 0.75),
 }
 """What is varied, and how; the first candidate block as a share of the model's depth."""
