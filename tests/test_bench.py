@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from emag_export.architectures import PIPELINES
 from emag_export.bench.contender import Contender
 from emag_export.bench.memory import measure_peak
 from emag_export.bench.race import race
+from emag_export.bench.scaling import measure_scaling
 from emag_export.bench.session import Setup
 from emag_export.bench.timing import StepTime
 from emag_export.bundle import Bundle
 from emag_export.cli.main import main
 from emag_export.contract import Variant
-from emag_export.errors import EngineError, InputError
+from emag_export.engines.registry import open_backend
+from emag_export.errors import InputError
 from emag_export.exporter.identify import contract_of
 from emag_export.runtime.guidance import Guidance
 from emag_export.runtime.plan import Phase, make_plan
@@ -112,18 +115,10 @@ def _take(size: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _fail() -> torch.device:
-    raise EngineError("no such engine")
-
-
 def test_peak_memory_is_that_of_the_child() -> None:
-    from functools import partial
-
     peak = measure_peak(partial(_take, 200_000_000))
     assert 200_000_000 <= peak.host < 260_000_000
     assert peak.device is None
-    with pytest.raises(EngineError, match="no such engine"):
-        measure_peak(_fail)
 
 
 def test_bundles_of_different_models_are_refused(small_bundle: Path, tiny_bundle: Path) -> None:
@@ -133,6 +128,31 @@ def test_bundles_of_different_models_are_refused(small_bundle: Path, tiny_bundle
         Setup(bundles=[small, tiny], backends={}, request=request)
     with pytest.raises(InputError, match="measured beside EMAG anyway"):
         Setup(bundles=[small], backends={}, request=replace(request, guidance=Guidance(name="cfg")))
+
+
+def test_scaling_has_a_point_for_every_value(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four blocks: wherever the candidates lie, what is predicted is counted from there."""
+    axes = {"image tokens": (4, 16), "images": (2,), "steps": (4, 6), "first candidate": (0.0, 0.5)}
+    monkeypatch.setattr("emag_export.bench.scaling.AXES", axes)
+    bundle = Bundle(small_bundle)
+    request = replace(default_request(bundle, "x"), height=32, width=32, steps=6)
+    setup = Setup(
+        bundles=[bundle], backends={"onnxruntime": lambda _: open_backend("onnxruntime")}, request=request
+    )
+    points = measure_scaling(setup)
+    assert [(point.axis, point.value) for point in points] == [
+        ("image tokens", 4),
+        ("image tokens", 16),
+        ("images", 2),
+        ("steps", 4),
+        ("steps", 6),
+        ("first candidate", 0),
+        ("first candidate", 2),
+    ]
+    guided = 4  # of six steps
+    assert points[-2].row_blocks == pytest.approx(1 + guided * 4 / (6 * 2 * 4))
+    assert points[-1].row_blocks == pytest.approx(1 + guided * 2 / (6 * 2 * 4))
+    assert all(point.low <= point.ratio <= point.high for point in points)
 
 
 def test_command_measures_everything_and_writes_it_down(small_bundle: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Point:
 
 
 def measure_scaling(
-    setup: Setup, *, axes: Sequence[str] = tuple(AXES), progress: Callable[[str, float], None] | None = None
+    setup: Setup, *, axes: Sequence[str] | None = None, progress: Callable[[str, float], None] | None = None
 ) -> list[Point]:
     """CFG and EMAG on the first bundle and the first backend, at every value of every axis.
 
@@ -60,13 +60,13 @@ def measure_scaling(
 
     Args:
         setup: Says where to start from.
-        axes: Of :data:`AXES`.
+        axes: Of :data:`AXES`; None takes all.
         progress: Told (axis, value) before each.
     """
     name, opener = next(iter(setup.backends.items()))
     base = replace(setup, bundles=setup.bundles[:1], backends={name: opener}, baseline=False)
     points = []
-    for axis in axes:
+    for axis in axes or AXES:
         for value, run in _runs(base, axis):
             if progress is not None:
                 progress(axis, value)

@@ -1,0 +1,115 @@
+"""Scratch memory of small denoisers, which tells without a GPU whether attention is fused.
+
+``python -m benchmarks.fusion`` builds with TensorRT-RTX for sm89; nothing is run. It writes ``fusion.json``:
+bytes, and how many attention maps of one row, all heads, half precision, that is.
+"""
+
+import argparse
+import json
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from rich.console import Console
+
+from emag_export.contract import DenoiserContract, Variant
+from emag_export.engines.tensorrt.builder import build_plan
+from emag_export.engines.tensorrt.flavour import flavour_of
+from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
+from emag_export.exporter.examples import random_inputs
+from emag_export.exporter.fork import ForkedSD3
+from emag_export.exporter.identify import contract_of
+from emag_export.exporter.onnx_export import export_graph
+
+TEXT = 77
+_EXAMPLE = {"trunk_rows": 2, "rows": 3, "tracked": 2, "h": 4, "w": 6, "text": 5}
+_SIDES = (32, 64)
+_CASES = (
+    (Variant.EMAG_Q, 2, (1,)),
+    (Variant.EMAG, 2, (1,)),
+    (Variant.EMAG, 8, (1,)),
+    (Variant.EMAG, 8, (1, 2)),
+)
+"""Variant, heads, candidate blocks."""
+
+
+def small_fork(variant: Variant, *, heads: int = 2, blocks: tuple[int, ...] = (1,)) -> ForkedSD3:
+    """A half-precision fork with one block before the candidates and one behind them."""
+    torch.manual_seed(0)
+    model = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=blocks[-1] + 2,
+        attention_head_dim=64,  # as in every SD3; fused kernels exist for few sizes
+        num_attention_heads=heads,
+        joint_attention_dim=64,
+        caption_projection_dim=64 * heads,
+        pooled_projection_dim=32,
+        pos_embed_max_size=64,
+    )
+    model = model.half().eval().requires_grad_(False)
+    contract = contract_of(model.config, variant=variant, blocks=blocks, precision="float16")
+    return ForkedSD3(model, contract).eval()
+
+
+def export(fork: ForkedSD3, path: Path) -> None:
+    """Write its graph."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spec = fork.contract.graph
+    export_graph(fork, spec, random_inputs(spec, _EXAMPLE), path)
+
+
+def scratch(path: Path, contract: DenoiserContract, side: int) -> int:
+    """Bytes that the builder says an engine needs beside weights, inputs and outputs.
+
+    Args:
+        path: The graph.
+        contract: Its contract.
+        side: Image tokens along height and width; rows ``[u, c, p]``, one tracked.
+    """
+    sizes = {"trunk_rows": 2, "rows": 3, "tracked": 1, "h": side, "w": side, "text": TEXT}
+    profile = {name: SizeRange(min=size, opt=size, max=size) for name, size in sizes.items()}
+    options = EngineOptions(targets=("sm89",))
+    plan = build_plan(path, contract.graph, (profile,), flavour_of("tensorrt-rtx"), options)
+    return plan.memory["scratch"]
+
+
+def one_map(heads: int, side: int) -> int:
+    """Bytes of the attention map of one row, all heads, half precision."""
+    return heads * side**2 * (side**2 + TEXT) * 2
+
+
+def main() -> None:
+    """Build every case and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/fusion.json"))
+    output: Path = parser.parse_args().output
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (variant, heads, blocks) in enumerate(_CASES):
+            fork, path = (
+                small_fork(variant, heads=heads, blocks=blocks),
+                Path(folder) / f"{number}" / "m.onnx",
+            )
+            export(fork, path)
+            for side in _SIDES:
+                found = scratch(path, fork.contract, side)
+                row = {"variant": str(variant), "heads": heads, "candidates": len(blocks), "tokens": side**2}
+                rows.append({**row, "bytes": found, "maps": round(found / one_map(heads, side), 2)})
+                Console().print(rows[-1])
+    facts = {
+        "command": "python -m benchmarks.fusion",
+        "tensorrt-rtx": version("tensorrt-rtx"),
+        "target": "sm89",
+        "cases": rows,
+    }
+    output.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
