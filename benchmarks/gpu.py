@@ -8,18 +8,17 @@ file with device, driver, versions and command.
 
 import argparse
 import json
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from emag_export.bench.report import describe_machine
 from emag_export.engines.tensorrt.flavour import FLAVOURS
 from emag_export.engines.tensorrt.probe import probe
 from emag_export.errors import EmagError
@@ -27,7 +26,6 @@ from emag_export.errors import EmagError
 _CLI = (sys.executable, "-m", "emag_export.cli.main")
 _IMAGES = (1, 4)
 """Pictures per call, at SD3-medium's own size and steps."""
-_PACKAGES = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-rtx", "polygraphy")
 
 
 def main() -> int:
@@ -40,7 +38,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("PyTorch sees no NVIDIA GPU; run this on a machine with one", file=sys.stderr)
         return 2
-    results: dict[str, Any] = {"machine": _machine(), "command": " ".join(sys.argv), "engines": {}}
+    results: dict[str, Any] = {"machine": _machine(), "engines": {}}
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         build = ("build", "--model", "tiny-sd3", "--precision", arguments.precision, "-o", str(bundle))
@@ -104,24 +102,16 @@ def _run(*arguments: str) -> str:
 
 def _machine() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0)
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     driver = ""
     if smi := shutil.which("nvidia-smi"):
         query = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "device": properties.name,
+        **describe_machine(),
         "compute_capability": f"{properties.major}.{properties.minor}",
-        "memory_bytes": properties.total_memory,
+        "gpu_memory_bytes": properties.total_memory,
         "driver": driver,
         "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "versions": versions,
     }
 
 

@@ -14,7 +14,7 @@ import onnxruntime  # its libraries are no part of what is measured, so they com
 import torch
 
 from emag_export.bench.memory import measure_peak
-from emag_export.bundle import DENOISER, Bundle
+from emag_export.bundle import DENOISER, Bundle, engine_graph_file
 from emag_export.cli.console import out, progress_bar, table
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.footprint import footprint
@@ -53,7 +53,7 @@ def _measure(path: Path, images: int, pixels: int, threads: int) -> dict[str, An
     return {
         "bundle": path.name,
         "variant": str(bundle.contract.variant),
-        "fused": f"{DENOISER}/onnxruntime.onnx" in bundle.files,
+        "fused": f"{DENOISER}/{engine_graph_file('onnxruntime')}" in bundle.files,
         **asdict(predicted),
         "predicted": predicted.total,
         "measured": measured,
@@ -91,7 +91,7 @@ def main(
     out.print(shown)
     output.parent.mkdir(parents=True, exist_ok=True)
     facts = {
-        "command": "python -m benchmarks.memory",
+        "command": " ".join(["python -m benchmarks.memory", *map(str, bundles)]),
         "onnxruntime": onnxruntime.__version__,
         "unit": "bytes",
         "threads": threads,

@@ -63,6 +63,8 @@ def command(bundle: Path, as_json: bool, output: Path | None, **options: Any) ->
     random embeddings. Times are medians, brackets hold nine of ten resampled measurements; "row-blocks" is
     what counting transformer blocks predicts.
     """
+    if output is not None and output.is_file():
+        raise InputError(f"{output} is a file; give a folder with -o")
     report = _measure(_setup(Bundle(bundle), options), options)
     if output is not None:
         _write(report, output)
@@ -140,8 +142,6 @@ def _measure(setup: "Setup", options: dict[str, Any]) -> dict[str, Any]:
 def _write(report: dict[str, Any], folder: Path) -> None:
     from emag_export.bench.plots import draw_cost, draw_scaling
 
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; give a folder with -o")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     draw_cost(report["results"]).savefig(folder / "cost.png", dpi=110)

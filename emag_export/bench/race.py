@@ -8,6 +8,7 @@ from statistics import median, quantiles
 
 from emag_export.bench.contender import Contender
 from emag_export.bench.timing import StepTime
+from emag_export.errors import InputError
 from emag_export.runtime.plan import Phase
 
 __all__ = ["Progress", "Ratio", "Result", "race"]
@@ -123,6 +124,11 @@ def _warm(times: Sequence[StepTime]) -> tuple[StepTime, ...]:
 
 
 def _total(phases: Sequence[Phase], seconds: Mapping[Phase, Sequence[float]]) -> float:
+    if missing := sorted(set(phases) - set(seconds)):
+        raise InputError(
+            f"a run of {len(phases)} steps has the phase {missing[0]}, which the measured steps had not; "
+            "measure with the default windows, or with more --steps"
+        )
     return sum(count * median(seconds[phase]) for phase, count in Counter(phases).items())
 
 

@@ -27,6 +27,7 @@ _PACKAGES = (
     "onnxruntime-gpu",
     "tensorrt",
     "tensorrt-rtx",
+    "polygraphy",
 )
 
 

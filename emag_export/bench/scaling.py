@@ -8,12 +8,9 @@ import torch
 
 from emag_export.bench.contender import forked
 from emag_export.bench.race import Result, race
-from emag_export.bench.session import Entry, Setup, measure
+from emag_export.bench.session import Entry, Setup, load_original, measure
 from emag_export.engines.eager import EagerEngine
-from emag_export.exporter.components import load_transformer
-from emag_export.exporter.eager import source_of
 from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.lora import recorded_loras
 
 __all__ = ["AXES", "Point", "measure_scaling"]
 
@@ -98,8 +95,7 @@ def _runs(setup: Setup, axis: str) -> Iterator[tuple[float, Callable[[], Sequenc
 def _candidates(setup: Setup) -> Iterator[tuple[float, Callable[[], Sequence[Result]]]]:
     """Forked elsewhere, in PyTorch: where the fork lies is fixed in an exported graph."""
     bundle = setup.bundles[0]
-    contract, loras = bundle.contract, recorded_loras(bundle.provenance.loras)
-    model = load_transformer(source_of(bundle, setup.model), contract.precision, loras)
+    contract, model = bundle.contract, load_original(setup)
     entries = [Entry(bundle=bundle, guidance=name, backend="torch") for name in ("cfg", "emag")]
 
     def run(first: int) -> list[Result]:

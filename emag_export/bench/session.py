@@ -24,7 +24,7 @@ from emag_export.runtime.pipeline import EngineOpener
 from emag_export.runtime.prepare import Prepared, prepare
 from emag_export.runtime.request import GenerationRequest
 
-__all__ = ["Entry", "Opener", "Setup", "measure", "measure_peaks"]
+__all__ = ["Entry", "Opener", "Setup", "load_original", "measure", "measure_peaks"]
 
 Opener = Callable[[Bundle], EngineOpener]
 """How the components of a bundle are opened on one backend."""
@@ -133,10 +133,18 @@ class _Opened:
     @cached_property
     def _model(self) -> SD3Transformer2DModel:
         """In the bundles' precision."""
-        first = self._setup.bundles[0]
-        source = source_of(first, self._setup.model)
-        loras = recorded_loras(first.provenance.loras)
-        return load_transformer(source, first.contract.precision, loras).to(self._setup.baseline_device)
+        return load_original(self._setup).to(self._setup.baseline_device)
+
+
+def load_original(setup: Setup) -> SD3Transformer2DModel:
+    """The diffusers model that the bundles were made of, in their precision, on the CPU.
+
+    Raises:
+        ModelError: If it is not there, or is another one.
+    """
+    first = setup.bundles[0]
+    loras = recorded_loras(first.provenance.loras)
+    return load_transformer(source_of(first, setup.model), first.contract.precision, loras)
 
 
 def measure(setup: Setup, *, rounds: int = 1, progress: Progress | None = None) -> list[Result]:
