@@ -138,6 +138,62 @@ def test_axes_are_named_after_the_contract(name: str, variant: Variant, exported
             assert dims == tensor.dims
 
 
+_SIZE_ARITHMETIC = {
+    *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Min", "Max", "Floor", "Ceil", "Where", "Less", "Equal"),
+    *("Cast", "Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Reshape", "Identity", "ReduceProd"),
+}
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Where", "Less", "Equal"}
+
+
+def joins_of_ranges_and_sizes(graph: onnx.GraphProto) -> list[str]:
+    """Elementwise nodes with a range on one side and something computed from shapes on the other.
+
+    onnxruntime computes sizes on the CPU and ranges on the GPU, so each of these nodes costs a copy between
+    the two, and then refuses to capture CUDA graphs.
+    """
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    sizes, ranges, joins = set(), set(), []
+    for node in graph.node:
+        inputs = {name for name in node.input if name}
+        if node.op_type in ("Shape", "Size"):
+            sizes.update(node.output)
+        elif node.op_type == "Range":
+            ranges.update(node.output)
+        elif inputs & ranges and node.op_type in _ELEMENTWISE:
+            if inputs & sizes:
+                joins.append(node.name)
+            ranges.update(node.output)
+        elif node.op_type in _SIZE_ARITHMETIC and inputs & sizes and inputs <= sizes | constants:
+            sizes.update(node.output)
+    return joins
+
+
+@pytest.mark.parametrize(("name", "variant"), GRAPHS)
+def test_no_node_needs_sizes_on_the_gpu(name: str, variant: Variant, exported: Exporter) -> None:
+    graph = onnx.load(str(exported(name, variant).path), load_external_data=False).graph
+    assert joins_of_ranges_and_sizes(graph) == []
+    assert sum(node.op_type == "Range" for node in graph.node) == 3, "rows, and positions along both sides"
+
+
+def test_ranges_that_meet_sizes_are_seen(tmp_path: Path) -> None:
+    """The control: an offset added to a range, as it stood in the graph once."""
+
+    class Offset(torch.nn.Module):
+        def forward(self, x: Tensor, last: Tensor) -> Tensor:
+            count = last.shape[0]
+            return x.index_select(0, torch.arange(count) + (x.shape[0] - count)) + last
+
+    x, last, y = (
+        TensorSpec(name=name, dtype="float32", dims=(rows, 3))
+        for name, rows in (("x", "rows"), ("last", "tracked"), ("y", "tracked"))
+    )
+    spec = GraphSpec(name="offset", inputs=(x, last), outputs=(y,))
+    example = {"x": torch.ones(4, 3), "last": torch.ones(2, 3)}
+    export_graph(Offset().eval(), spec, example, tmp_path / "model.onnx")
+    assert joins_of_ranges_and_sizes(onnx.load(str(tmp_path / "model.onnx")).graph)
+
+
 def test_what_cannot_be_traced_is_an_export_error(tmp_path: Path) -> None:
     class Branching(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ def test_nothing_waits_between_steps_once_graphs_are_captured(backend: str, buil
             pass
         steps = pipeline.denoise(prepared)
         next(steps)
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             for _ in steps:
                 pass
         finally:

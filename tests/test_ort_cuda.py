@@ -268,9 +268,9 @@ def test_cuda_agrees_with_torch_call_after_call(graph: Exported, cuda_graphs: bo
             average.copy_(fresh["ema_state"])
             feeds = {name: tensor.to(GPU) for name, tensor in fresh.items()}
             feeds["ema_state"] = average
-            if seed > 3:  # by then both graphs have been captured, and nothing may wait
-                torch.cuda.set_sync_debug_mode("error")
             try:
+                if seed > 3:  # by then both graphs have been captured, and nothing may wait
+                    torch.cuda.set_sync_debug_mode("error")
                 got = engine.run(feeds, out={"ema_state_out": spare})
             finally:
                 torch.cuda.set_sync_debug_mode("default")

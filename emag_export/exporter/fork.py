@@ -75,7 +75,7 @@ class ForkedSD3(nn.Module):
 
         hidden, text, temb = (x.index_select(0, branch_rows) for x in (hidden, text, temb))
         rows, tracked = branch_rows.shape[0], ema_state.shape[0]
-        tracked_rows = torch.arange(tracked, device=branch_rows.device) + (rows - tracked)
+        tracked_rows = torch.arange(rows - tracked, rows, device=branch_rows.device)
         averages: list[Tensor] = []
         deltas: list[Tensor] = []
         for index in range(contract.fork, contract.num_blocks):
@@ -109,16 +109,17 @@ class ForkedSD3(nn.Module):
 def patch_embed(embed: PatchEmbed, latents: Tensor, grid: tuple[int, int]) -> Tensor:
     """Patchify and add the centre crop of the positional embedding, for even and odd grids alike.
 
-    diffusers computes where the crop starts with Python integers; traced with symbolic sizes their
-    floor division becomes a truncating one, which is wrong for odd grids. Tensor arithmetic is not.
+    diffusers starts the crop at ``(side - size) // 2``. Traced with symbolic sizes, its floor division of
+    what may be negative becomes a truncating one, which is wrong for odd grids; here nothing negative is
+    divided. The start is part of the range and not added to it: onnxruntime keeps sizes on the CPU and
+    ranges on the GPU, and a node that joins the two needs a copy, which no CUDA graph can hold.
     """
     tokens = embed.proj(latents).flatten(2).transpose(1, 2)
     side = embed.pos_embed_max_size
     table = embed.pos_embed.reshape(side, side, -1)
     for axis, size in enumerate(grid):
-        positions = torch.arange(size, device=latents.device)
-        start = torch.div(side - positions.new_full((), size), 2, rounding_mode="floor")
-        table = table.index_select(axis, positions + start)
+        start = side // 2 - (size + 1 - side % 2) // 2
+        table = table.index_select(axis, torch.arange(start, start + size, device=latents.device))
     positioned: Tensor = tokens + table.flatten(0, 1).to(tokens.dtype)
     return positioned
 
