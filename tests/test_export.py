@@ -3,15 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor
 
 from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ExportError
 from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.exporter.fork import embed_time
 from emag_export.exporter.identify import OPSET
 from emag_export.exporter.onnx_export import export_graph
 from emag_export.exporter.passes import write_engine_graphs
@@ -136,6 +139,26 @@ def test_axes_are_named_after_the_contract(name: str, variant: Variant, exported
             assert value.name == tensor.name
             dims = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
             assert dims == tensor.dims
+
+
+def test_time_is_embedded_as_in_diffusers() -> None:
+    fork = small_fork("sd3")
+    feeds = random_inputs(fork.contract.graph, DENOISER_EXAMPLE_SIZES)
+    timestep, pooled = feeds["timestep"], feeds["pooled_projections"]
+    embed = fork.model.time_text_embed
+    assert torch.equal(embed_time(embed, fork.frequencies, timestep, pooled), embed(timestep, pooled))
+
+
+def test_frequencies_in_the_graph_are_those_of_torch(exported: Exporter) -> None:
+    """Bit for bit: numpy's exponential, which the exporter folds with, differs in the last digit."""
+    graph = exported("sd3", Variant.EMAG_Q)
+    arrays = {
+        tensor.name: numpy_helper.to_array(tensor, str(graph.path.parent))
+        for tensor in onnx.load(str(graph.path), load_external_data=False).graph.initializer
+    }
+    assert np.array_equal(arrays["frequencies"], graph.fork.frequencies.numpy())
+    exponents = -np.log(10000) * np.arange(128, dtype=np.float32) / 128
+    assert not np.array_equal(arrays["frequencies"], np.exp(exponents.astype(np.float32)))
 
 
 _SIZE_ARITHMETIC = {

@@ -6,10 +6,12 @@ pass is thrown away. So rows ``[u, c]`` run through the trunk, ``branch_rows`` f
 ``[u, c, p]``, and only those run through the rest.
 """
 
+import math
+
 import torch
 from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import PatchEmbed
+from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from emag_export.contract import DenoiserContract, Renorm, Variant
 from emag_export.exporter.attention import EmaAttention, JointHeads, Tracking, ema_attention
 
-__all__ = ["ForkedSD3"]
+__all__ = ["ForkedSD3", "embed_time"]
 
 
 class ForkedSD3(nn.Module):
@@ -33,6 +35,7 @@ class ForkedSD3(nn.Module):
         super().__init__()
         self.model = model
         self.contract = contract
+        self.register_buffer("frequencies", _frequencies(model), persistent=False)
 
     def forward(
         self,
@@ -67,7 +70,7 @@ class ForkedSD3(nn.Module):
         model, contract = self.model, self.contract
         grid = (hidden_states.shape[2] // contract.patch_size, hidden_states.shape[3] // contract.patch_size)
         hidden = patch_embed(model.pos_embed, hidden_states, grid)
-        temb = model.time_text_embed(timestep, pooled_projections)
+        temb = embed_time(model.time_text_embed, self.frequencies, timestep, pooled_projections)
         text = model.context_embedder(encoder_hidden_states)
 
         for block in model.transformer_blocks[: contract.fork]:
@@ -104,6 +107,32 @@ class ForkedSD3(nn.Module):
         block = self.model.transformer_blocks[index]
         variant, renorm = self.contract.variant, self.contract.renorm
         return _joint_block(block, hidden, text, temb, tracking, variant=variant, renorm=renorm)
+
+
+def _frequencies(model: SD3Transformer2DModel) -> Float[Tensor, " half"]:
+    """Radians per unit of timestep of every sinusoid, float32, computed by torch on the CPU.
+
+    Left in the graph, their exponential is folded by the exporter with numpy, 1.8e-7 away from torch's: at
+    timestep 1000 that is 6e-5 rad.
+    """
+    projection = model.time_text_embed.time_proj
+    half = projection.num_channels // 2
+    shift = projection.downscale_freq_shift
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - shift)
+    return (projection.scale * exponent.exp()).to(model.device)
+
+
+def embed_time(
+    embed: CombinedTimestepTextProjEmbeddings,
+    frequencies: Float[Tensor, " half"],
+    timestep: Float[Tensor, " rows"],
+    pooled: Float[Tensor, "rows pooled_dim"],
+) -> Float[Tensor, "rows width"]:
+    """Embed timestep and pooled text like diffusers, with the frequencies given; angles are float32."""
+    angles = timestep[:, None].float() * frequencies
+    waves = [angles.cos(), angles.sin()] if embed.time_proj.flip_sin_to_cos else [angles.sin(), angles.cos()]
+    time: Tensor = embed.timestep_embedder(torch.cat(waves, dim=1).to(pooled.dtype))
+    return time + embed.text_embedder(pooled)
 
 
 def patch_embed(embed: PatchEmbed, latents: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -22,7 +22,7 @@ from emag_export.models import SamplingDefaults, sampling_defaults
 from emag_export.shared_encoders import shared_files
 
 __all__ = [
-    "ENGINE_GRAPHS",
+    "GRAPHS",
     "OPSET",
     "PREVIEW_FIT",
     "BuildOptions",
@@ -38,8 +38,9 @@ __all__ = [
 OPSET = 20
 """The oldest with ``Gelu`` as one operator; runs on onnxruntime, TensorRT and TensorRT-RTX alike."""
 
-ENGINE_GRAPHS = 1
-"""Raised when a rule of :mod:`emag_export.exporter.passes` changes what it writes."""
+GRAPHS = 2
+"""Raised when the same model and options give another graph than before: a change of the fork, of a rule of
+:mod:`emag_export.exporter.passes`, of how things are traced."""
 
 PREVIEW_FIT = 1
 """Raised when the fit of the previews changes: a bundle with the older numbers, or none, is made again."""
@@ -166,7 +167,7 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
         seed=options.seed,
         loras=lora_records(options.loras),
     )
-    recipe = [contract.to_json(), defaults.to_json(), components, OPSET, ENGINE_GRAPHS, PREVIEW_FIT]
+    recipe = [contract.to_json(), defaults.to_json(), components, OPSET, GRAPHS, PREVIEW_FIT]
     if encoders is not None:
         recipe.append(shared_files(encoders, shared))
     chosen = replace(options, blocks=contract.blocks, revision=source.revision)
