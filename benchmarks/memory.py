@@ -40,7 +40,7 @@ def _run(path: Path, images: int, pixels: int, threads: int) -> torch.device:
         ready = prepare(bundle, requests, random_encoder(bundle), engine.device)
         guided = 0
         for step in denoise(engine, ready.plan, ready.latents, ready.conditioning):
-            guided += step.plan.phase is Phase.GUIDE
+            guided += step.plan.phase == Phase.GUIDE
             if guided == 2:
                 break
     return engine.device

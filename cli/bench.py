@@ -14,6 +14,7 @@ from emag_export.cli.options import BACKENDS, bundle_argument, opener_of
 from emag_export.cli.sampling import request_of, sampling_options
 from emag_export.engines.tensorrt.flavour import FLAVOURS
 from emag_export.errors import InputError
+from emag_export.packages import require_packages
 
 if TYPE_CHECKING:
     from emag_export.bench.session import Setup
@@ -63,8 +64,10 @@ def command(bundle: Path, as_json: bool, output: Path | None, **options: Any) ->
     random embeddings. Times are medians, brackets hold nine of ten resampled measurements; "row-blocks" is
     what counting transformer blocks predicts.
     """
-    if output is not None and output.is_file():
-        raise InputError(f"{output} is a file; give a folder with -o")
+    if output is not None:
+        require_packages("matplotlib", purpose="drawing plots (-o)")
+        if output.is_file():
+            raise InputError(f"{output} is a file; give a folder with -o")
     report = _measure(_setup(Bundle(bundle), options), options)
     if output is not None:
         _write(report, output)

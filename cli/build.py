@@ -70,8 +70,8 @@ def command(model: str, output: Path, as_json: bool, **options: Any) -> None:
     """
     engine_options = engine_options_of(options)
     bundle = _bundle(model, output, options)
-    size = sum(record["bytes"] for record in bundle.files.values())
-    summary: dict[str, Any] = {"bundle": str(output), "key": bundle.manifest["key"], "bytes": size}
+    size = sum(record.bytes for record in bundle.files.values())
+    summary: dict[str, Any] = {"bundle": str(output), "key": bundle.key, "bytes": size}
     if engine_options is not None:
         summary["engines"] = build_engines(bundle, options["backend"], engine_options)
     if as_json:

@@ -11,6 +11,7 @@ from emag_export.cli.console import out, print_json, progress_bar, quiet_librari
 from emag_export.cli.options import bundle_argument, engine_options, opener_of
 from emag_export.cli.sampling import read_prompts, request_of, sampling_options
 from emag_export.errors import ComparisonFailed
+from emag_export.packages import require_packages
 from emag_export.runtime.request import GenerationRequest, plan_request
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def command(bundle: Path, model: str | None, report: Path | None, as_json: bool,
     A bundle without text encoders gets random embeddings, one without a decoder no pictures. A model too
     large to lie in memory beside its engine runs first and is let go.
     """
+    require_packages("skimage", *(["matplotlib"] if report is not None else []), purpose="comparing")
     opened = Bundle(bundle)
     prompts = read_prompts(options["prompts"] or (DEFAULT_PROMPT,), None)
     base = request_of(opened, prompts[0], options)

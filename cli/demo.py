@@ -13,6 +13,7 @@ from emag_export.cli.console import out, progress_bar, quiet_libraries, status
 from emag_export.cli.generate import generate_all
 from emag_export.contract import Variant
 from emag_export.errors import ComparisonFailed
+from emag_export.packages import require_packages
 from emag_export.runtime.guidance import Guidance
 from emag_export.runtime.request import GenerationRequest, default_request
 
@@ -51,6 +52,8 @@ def command(output: Path) -> None:
     Exports tiny-sd3 as emag-q and emag, draws the same prompts with CFG, EMAG-Q and EMAG, and compares
     both bundles with PyTorch. What is already there is not made again.
     """
+    needed = ("accelerate", "onnx", "onnxscript", "onnxruntime", "matplotlib", "skimage")
+    require_packages(*needed, purpose="the demonstration")
     with status.status("loading PyTorch …"):
         from emag_export.exporter.build import build
         from emag_export.exporter.identify import BuildOptions

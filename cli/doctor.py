@@ -6,12 +6,14 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 
 import click
+from rich.markup import escape
 
 from emag_export.cli.console import out, print_json, table
 from emag_export.engines.tensorrt.flavour import FLAVOURS, Flavour
 from emag_export.engines.tensorrt.gpu import current_gpu
 from emag_export.engines.tensorrt.probe import probe
 from emag_export.errors import EmagError
+from emag_export.packages import install_command
 
 __all__ = ["command"]
 
@@ -19,10 +21,12 @@ _PACKAGES = {
     "torch": "pip install torch",
     "diffusers": "pip install diffusers",
     "transformers": "pip install transformers",
-    "onnx": "pip install onnx",
-    "onnxscript": "pip install onnxscript",
-    "onnxruntime": "pip install onnxruntime",
-    "polygraphy": 'pip install "emag-export[tensorrt-rtx]", to build engines',
+    "onnxruntime": f"{install_command('cpu')}, or {install_command('gpu')} for an NVIDIA GPU",
+    "onnx": f"{install_command('export')}, to export",
+    "onnxscript": f"{install_command('export')}, to export",
+    "matplotlib": f"{install_command('report')}, for reports and plots",
+    "scikit-image": f"{install_command('report')}, to compare",
+    "polygraphy": f"{install_command('tensorrt-rtx')}, to build engines",
 }
 
 
@@ -37,7 +41,7 @@ def command(as_json: bool) -> None:
     grid = table("check", "found", "remedy")
     for check in checks:
         found = check["found"]
-        grid.add_row(check["check"], found or "[red]missing[/]", "" if found else check["remedy"])
+        grid.add_row(check["check"], found or "[red]missing[/]", "" if found else escape(check["remedy"]))
     out.print(grid)
     for ability in runs:
         out.print(f"can run: {ability}", style="green", markup=False)

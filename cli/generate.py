@@ -1,7 +1,7 @@
 """``emag-export generate``."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from emag_export.cli.console import out, print_json, progress_bar, quiet_librari
 from emag_export.cli.options import bundle_argument, engine_options, opener_of, variant_option
 from emag_export.cli.sampling import amend, read_prompts, request_of, sampling_options
 from emag_export.contract import Variant
-from emag_export.errors import InputError
+from emag_export.errors import BundleError, InputError
 from emag_export.runtime.request import GenerationRequest, plan_request
 
 __all__ = ["command", "generate_all"]
@@ -64,7 +64,7 @@ def command(bundle: Path, output: Path, like: Path | None, variant: Variant | No
             quiet_libraries()
         generate_all(opened, [requests[i] for i in todo], [paths[i] for i in todo], options)
     if options["as_json"]:
-        print_json([{"path": str(p), **r.to_json()} for p, r in zip(paths, requests, strict=True)])
+        print_json([{"path": str(p), **asdict(r)} for p, r in zip(paths, requests, strict=True)])
         return
     for index, path in enumerate(paths):
         out.print(str(path) + ("" if index in todo else " (already there)"), markup=False)
@@ -81,7 +81,7 @@ def _requests(
         bases = [request_of(bundle, prompt, options) for prompt in prompts]
     else:
         record = read_picture_record(like)
-        bundle.require_variant(Variant(record.variant))
+        bundle.require_variant(record.variant)
         if record.fingerprint != bundle.provenance.fingerprint:
             status.print(
                 f"warning: {like} was made with other weights ({record.model}); the picture will differ",
@@ -137,7 +137,7 @@ def _unfinished(
         try:
             record = read_picture_record(path)
             same = record.request == request and record.fingerprint == bundle.provenance.fingerprint
-        except InputError:
+        except (InputError, BundleError):
             same = False
         if not same:
             if not overwrite:

@@ -45,7 +45,7 @@ def command(bundle: Path, engines: bool, as_json: bool) -> None:
         except BundleError as error:
             damage = error
     if as_json:
-        print_json({**opened.manifest, "memory": _memory_json(opened), "intact": damage is None})
+        print_json({**asdict(opened.manifest), "memory": _memory_json(opened), "intact": damage is None})
     else:
         _print(opened)
         if damage is None:
@@ -67,18 +67,18 @@ def _print(bundle: Bundle) -> None:
     if source.seed is not None:
         out.print(f"random weights, seed {source.seed}", style="yellow")
     for lora in source.loras:
-        out.print(f"LoRA {lora['name']} × {lora['scale']:g}, sha256 {lora['sha256'][:16]}…", markup=False)
+        out.print(f"LoRA {lora.name} × {lora.scale:g}, sha256 {lora.sha256[:16]}…", markup=False)
     out.print(", ".join(f"{name} {number}" for name, number in source.versions.items()), style="dim")
     sizes = table("graph", ">MB", "inputs", "outputs")
     for name in bundle.components:
         spec = bundle.spec(name)
-        total = sum(r["bytes"] for path, r in bundle.files.items() if path.startswith(f"{name}/"))
+        total = sum(r.bytes for path, r in bundle.files.items() if path.startswith(f"{name}/"))
         names = [", ".join(tensor.name for tensor in tensors) for tensors in (spec.inputs, spec.outputs)]
         sizes.add_row(name, f"{total / 1e6:.2f}", *names)
     out.print(sizes)
     if shared := [name for name in components_of(bundle) if name not in bundle.components]:
         out.print(f"from {home_of(bundle, shared[0]).path}: {', '.join(shared)}", markup=False)
-    for name, note in bundle.manifest.get("precision_notes", {}).items():
+    for name, note in bundle.manifest.precision_notes.items():
         out.print(f"float32 in {name}: {note}", style="dim", markup=False)
     out.print(_tensors(contract.graph))
     out.print(_memory(bundle))

@@ -1,5 +1,6 @@
 """``emag-export inspect --engine``: the plans of a bundle, and on a GPU what they are made of."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,7 @@ from emag_export.engines.tensorrt.build import rebuild_command
 from emag_export.engines.tensorrt.flavour import flavour_of
 from emag_export.engines.tensorrt.inspector import EngineLayers, read_layers
 from emag_export.engines.tensorrt.open import open_tensorrt
-from emag_export.engines.tensorrt.store import EngineFolder, PlanRecord, engine_folders
+from emag_export.engines.tensorrt.store import EngineFolder, EngineHeader, PlanRecord, engine_folders
 from emag_export.errors import EmagError, EngineError
 
 __all__ = ["inspect_engines"]
@@ -28,9 +29,9 @@ def inspect_engines(bundle: Bundle, *, as_json: bool) -> None:
     reports, failure = [], None
     for path in folders:
         folder = EngineFolder(path, "")
-        header = folder.header()
-        folder = EngineFolder(path, rebuild_command(bundle, header["backend"], tuple(header["targets"])))
-        records = folder.records()
+        found = folder.read()
+        header, records = found.header, found.plans
+        folder = EngineFolder(path, rebuild_command(bundle, header.backend, header.targets))
         for component in records:
             try:
                 folder.plan(bundle, component)
@@ -49,12 +50,12 @@ def inspect_engines(bundle: Bundle, *, as_json: bool) -> None:
 
 
 def _report(
-    bundle: Bundle, name: str, header: dict[str, Any], records: dict[str, PlanRecord]
+    bundle: Bundle, name: str, header: EngineHeader, records: Mapping[str, PlanRecord]
 ) -> dict[str, Any]:
-    layers, reason = _layers(bundle, header["backend"])
+    layers, reason = _layers(bundle, header.backend)
     return {
         "folder": name,
-        **header,
+        **asdict(header),
         "plans": {component: asdict(record) for component, record in records.items()},
         "layers": None if layers is None else asdict(layers),
         "attention": None

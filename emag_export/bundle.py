@@ -7,19 +7,20 @@ provenance and the SHA-256 of every file; a file that does not match is refused,
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from emag_export.contract import DenoiserContract, GraphSpec, Variant
+from emag_export.contract import DenoiserContract, GraphSpec, Variant, member
 from emag_export.errors import BundleError, InputError
 from emag_export.hashing import hash_file
+from emag_export.manifest import EncodersRecord, FileRecord, Manifest, PreviewFactors, Provenance
 from emag_export.models import SamplingDefaults
+from emag_export.records import read_record
 
 __all__ = [
     "COMPONENTS",
@@ -28,7 +29,6 @@ __all__ = [
     "MANIFEST",
     "TOKENIZERS",
     "Bundle",
-    "Provenance",
     "engine_graph_file",
     "file_records",
 ]
@@ -62,28 +62,10 @@ def engine_graph_file(engine: str) -> str:
     return f"{engine}.onnx"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Where a bundle came from."""
-
-    model: str
-    """As the user named it: a known name, a folder, or a hub id."""
-    revision: str | None
-    """Commit of a hub model."""
-    fingerprint: str
-    """SHA-256 over the source's configuration and weights."""
-    versions: Mapping[str, str]
-    """Package to version of what exported it."""
-    seed: int | None = None
-    """Of random weights; None where the weights are the checkpoint's."""
-    loras: Sequence[Mapping[str, Any]] = ()
-    """Name, SHA-256 and scale of every LoRA merged into the transformer."""
-
-
-def file_records(root: Path) -> dict[str, dict[str, Any]]:
+def file_records(root: Path) -> dict[str, FileRecord]:
     """Size and SHA-256 of every file below ``root``, keyed by relative POSIX path."""
     return {
-        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        path.relative_to(root).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=hash_file(path))
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name != MANIFEST and path.relative_to(root).parts[0] != ENGINES
     }
@@ -107,43 +89,57 @@ class Bundle:
                 f"{self.path} is not a bundle: it has no {MANIFEST}; "
                 f"make one with: emag-export build --model tiny-sd3 -o {self.path}"
             )
-        try:
-            self.manifest: dict[str, Any] = json.loads(manifest.read_text("utf-8"))
-            contract = dict(self.manifest["contract"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(
-                f"{manifest} is damaged ({error}); rebuild the bundle with --overwrite"
-            ) from error
-        self.contract = DenoiserContract.from_json(contract)
-        if not {"geometry", "arguments"} <= self.manifest.keys():
-            raise BundleError(
-                f"{manifest} was written by an older emag-export; rebuild the bundle with --overwrite"
-            )
+        self.manifest = read_record(
+            Manifest,
+            manifest.read_bytes(),
+            name=str(manifest),
+            remedy="rebuild the bundle with --overwrite",
+        )
+
+    @property
+    def contract(self) -> DenoiserContract:
+        """What its denoiser takes and gives."""
+        return self.manifest.contract
+
+    @property
+    def key(self) -> str:
+        """SHA-256 over all that decides the content."""
+        return self.manifest.key
 
     @property
     def provenance(self) -> Provenance:
         """Where this bundle came from."""
-        return Provenance(**self.manifest["source"])
+        return self.manifest.source
 
     @property
     def arguments(self) -> list[str]:
         """Words of ``emag-export build`` that build this bundle again, all but ``-o`` and engine options."""
-        return list(self.manifest["arguments"])
+        return list(self.manifest.arguments)
 
     @property
     def defaults(self) -> SamplingDefaults:
         """How to sample when nothing else is asked for."""
-        return SamplingDefaults.from_json(self.manifest["defaults"])
+        return self.manifest.defaults
+
+    @property
+    def preview(self) -> PreviewFactors | None:
+        """Colours of latents; None without a VAE, or with random weights."""
+        return self.manifest.preview
+
+    @property
+    def encoders(self) -> EncodersRecord | None:
+        """Components that lie in another bundle."""
+        return self.manifest.encoders
 
     @property
     def components(self) -> list[str]:
         """Folders that hold a graph, the denoiser first."""
-        return [name for name in COMPONENTS if name in self.manifest["graphs"]]
+        return [name for name in COMPONENTS if name in self.manifest.graphs]
 
     @property
-    def files(self) -> dict[str, dict[str, Any]]:
+    def files(self) -> Mapping[str, FileRecord]:
         """Size and SHA-256 by relative path."""
-        return dict(self.manifest["files"])
+        return self.manifest.files
 
     @cached_property
     def model_index(self) -> dict[str, Any]:
@@ -161,7 +157,7 @@ class Bundle:
         """Inputs and outputs of one graph."""
         if component == DENOISER:
             return self.contract.graph
-        return GraphSpec.from_json(self.manifest["graphs"][component])
+        return self.manifest.graphs[component]
 
     def graph(self, component: str) -> Path:
         """Path of one graph, after checking the hashes of everything in its folder.
@@ -211,7 +207,7 @@ class Bundle:
         if engine is not None and f"{component}/{engine_graph_file(engine)}" in self.files:
             path = path.with_name(engine_graph_file(engine))
         files = {name: record for name, record in self.files.items() if name.startswith(f"{component}/")}
-        large = [name for name, record in files.items() if record["bytes"] > _HASHED_BESIDE]
+        large = [name for name, record in files.items() if record.bytes > _HASHED_BESIDE]
         for name in files:
             self._check_size(name)
             if name not in large:
@@ -225,7 +221,7 @@ class Bundle:
                     check.result()
 
     def _check_size(self, relative: str) -> None:
-        path, wanted = self.path / relative, self.files[relative]["bytes"]
+        path, wanted = self.path / relative, self.files[relative].bytes
         if not path.is_file():
             raise BundleError(f"{path} is missing; rebuild the bundle with --overwrite")
         size = path.stat().st_size
@@ -237,7 +233,7 @@ class Bundle:
 
     def _check_hash(self, relative: str) -> None:
         path = self.path / relative
-        if hash_file(path) != self.files[relative]["sha256"]:
+        if hash_file(path) != self.files[relative].sha256:
             raise BundleError(
                 f"{path} does not match its SHA-256; it is corrupted or was edited: "
                 "rebuild the bundle with --overwrite"
@@ -246,20 +242,23 @@ class Bundle:
     @property
     def vae_factor(self) -> int:
         """Pixels per latent along a side."""
-        return int(self.manifest["geometry"]["vae_factor"])
+        return self.manifest.geometry.vae_factor
 
     @property
     def clip_tokens(self) -> int:
         """Tokens that the CLIP encoders make of every prompt."""
-        return int(self.manifest["geometry"]["clip_tokens"])
+        return self.manifest.geometry.clip_tokens
 
-    def require_variant(self, variant: Variant | None) -> None:
+    def require_variant(self, variant: Variant | str | None) -> None:
         """Refuse if the caller asked for another variant than the graph holds.
 
+        Args:
+            variant: A member or its value; None is content with any.
+
         Raises:
-            InputError: With the command that builds the wanted variant.
+            InputError: With the command that builds the wanted variant; or if there is no such variant.
         """
-        if variant is not None and variant is not self.contract.variant:
+        if variant is not None and member(Variant, variant, "variant") != self.contract.variant:
             words = self.arguments
             words[words.index("--variant") + 1] = str(variant)
             command = ["emag-export", "build", *words, "-o", f"{self.path}-{variant}"]

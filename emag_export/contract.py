@@ -5,10 +5,10 @@ Dynamic axes, example inputs, checks on what is fed, optimisation profiles and t
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 from emag_export.errors import BundleError, ContractError, InputError
 from emag_export.shapes import Dim, Sizes, evaluate, solve, symbols
@@ -24,6 +24,7 @@ __all__ = [
     "Renorm",
     "TensorSpec",
     "Variant",
+    "member",
 ]
 
 CONTRACT_VERSION = 1
@@ -65,13 +66,46 @@ class Renorm(StrEnum):
     NONE = "none"
 
 
+Member = TypeVar("Member", bound=StrEnum)
+
+
+def member(kind: type[Member], value: str, what: str) -> Member:
+    """The member of an enumeration, from itself or from its text: enumerations are made where data come in.
+
+    Args:
+        kind: The enumeration.
+        value: A member, or its value.
+        what: Its name, for the error.
+
+    Raises:
+        InputError: If there is no such member.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise InputError(f"there is no {what} {value!r}; choose {', '.join(kind)}") from error
+
+
+def _require_dtype(name: str, dtype: str) -> None:
+    if dtype not in DTYPE_BYTES:
+        raise ContractError(f"{name} is {dtype!r}; it must be one of {', '.join(DTYPE_BYTES)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """One input or output of a graph."""
 
     name: str
     dtype: str
+    """One of :data:`DTYPE_BYTES`."""
     dims: tuple[Dim, ...]
+
+    def __post_init__(self) -> None:
+        _require_dtype(self.name, self.dtype)
+        try:
+            symbols(self.dims)
+        except ContractError as error:
+            raise ContractError(f"{self.name}: {error}") from error
 
     def nbytes(self, sizes: Sizes) -> int:
         """Bytes this tensor takes at the given sizes."""
@@ -115,14 +149,12 @@ class GraphSpec:
         """Shape of every output under ``sizes``."""
         return {spec.name: evaluate(spec.dims, sizes) for spec in self.outputs}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "GraphSpec":
-        """Inverse of :func:`dataclasses.asdict`."""
 
-        def tensors(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-            return tuple(TensorSpec(name=r["name"], dtype=r["dtype"], dims=tuple(r["dims"])) for r in rows)
-
-        return cls(name=data["name"], inputs=tensors(data["inputs"]), outputs=tensors(data["outputs"]))
+_COUNTS = (
+    *("num_blocks", "heads", "head_dim", "in_channels", "out_channels", "patch_size", "max_grid"),
+    *("text_dim", "pooled_dim"),
+)
+"""Fields of a contract that count something there must be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +182,21 @@ class DenoiserContract:
     renorm: Renorm = Renorm.ROW
     precision: str = "float32"
     state_dtype: str = "float32"
-    version: int = field(default=CONTRACT_VERSION)
+    version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "variant", member(Variant, self.variant, "variant"))
+        object.__setattr__(self, "renorm", member(Renorm, self.renorm, "renorm"))
+        if not 1 <= self.version <= CONTRACT_VERSION:
+            raise BundleError(
+                f"contract version is {self.version}, this emag-export reads 1 to {CONTRACT_VERSION}: "
+                "upgrade emag-export, or rebuild the bundle with this one"
+            )
+        _require_dtype("precision", self.precision)
+        _require_dtype("state_dtype", self.state_dtype)
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ContractError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.blocks:
             raise InputError("no candidate block was given; name at least one, for example --emag-layers 6-8")
         if list(self.blocks) != sorted(set(self.blocks)):
@@ -208,34 +252,3 @@ class DenoiserContract:
                 spec("layer_delta", "float32", "tracked", layers),
             ),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; :meth:`from_json` restores it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "DenoiserContract":
-        """Read a contract written by :meth:`to_json`.
-
-        Raises:
-            BundleError: If it was written by a newer version, or lacks a field.
-        """
-        version = data.get("version")
-        if not isinstance(version, int) or version > CONTRACT_VERSION:
-            raise BundleError(
-                f"the bundle has contract version {version}, this emag-export reads up to "
-                f"{CONTRACT_VERSION}; upgrade emag-export, or rebuild the bundle with this one"
-            )
-        try:
-            return cls(
-                **{
-                    **data,
-                    "variant": Variant(data["variant"]),
-                    "renorm": Renorm(data["renorm"]),
-                    "blocks": tuple(data["blocks"]),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"the bundle's contract cannot be read ({error}); rebuild the bundle"
-            ) from error

@@ -100,7 +100,7 @@ def footprint(
     state = _state(contract).nbytes(sizes)
     fused = _OWN_GRAPH in bundle.files if fused is None else fused
     averages = {*STATE_PAIRS, *STATE_PAIRS.values()}
-    weights = sum(r["bytes"] for name, r in bundle.files.items() if name.startswith(f"{DENOISER}/"))
+    weights = sum(r.bytes for name, r in bundle.files.items() if name.startswith(f"{DENOISER}/"))
     return Footprint(
         images=images,
         height=height,
@@ -146,7 +146,7 @@ def _laid_out(contract: DenoiserContract, sizes: Sizes, *, fused: bool) -> int:
     rows, tokens = sizes["rows"], sizes["h"] * sizes["w"]
     keys = tokens + sizes["text"]
     scores = 0 if fused else _SCORES * rows * contract.heads * keys**2
-    if contract.variant is not Variant.EMAG_Q:
+    if contract.variant != Variant.EMAG_Q:
         tile = sizes["tracked"] * -(-contract.heads // _TILES) * tokens * keys
         scores = max(scores, _TILE * tile)  # one after the other
     tokens_of_rows = rows * keys * contract.heads * contract.head_dim

@@ -1,9 +1,8 @@
 """Models known by name: where they come from and how they are sampled. A table of facts."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 __all__ = ["KNOWN_MODELS", "KnownModel", "SamplingDefaults", "sampling_defaults"]
 
@@ -24,15 +23,6 @@ class SamplingDefaults:
     emag_layers: tuple[int, ...] = (6, 7, 8)
     max_sequence_length: int = 256
     """Tokens of the T5 part of the text, zeros where there is no T5."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; :meth:`from_json` restores it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "SamplingDefaults":
-        """Inverse of :meth:`to_json`."""
-        return cls(**{**data, "emag_layers": tuple(data["emag_layers"])})
 
 
 @dataclass(frozen=True, kw_only=True)

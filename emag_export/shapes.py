@@ -24,8 +24,12 @@ def _terms(dim: Dim) -> list[tuple[int, tuple[str, ...]]]:
     terms = []
     for term in str(dim).split("+"):
         factors = term.split("*")
-        numbers = [int(factor) for factor in factors if factor.isdigit()]
-        names = tuple(factor for factor in factors if not factor.isdigit())
+        if not all(factor.isdecimal() or factor.isidentifier() for factor in factors):
+            raise ContractError(
+                f"{dim!r} is no dimension; it must be a number, a name, or sums of products of them"
+            )
+        numbers = [int(factor) for factor in factors if factor.isdecimal()]
+        names = tuple(factor for factor in factors if not factor.isdecimal())
         terms.append((prod(numbers), names))
     return terms
 

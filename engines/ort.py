@@ -14,6 +14,7 @@ from emag_export.engines import ort_providers
 from emag_export.engines.ort_cuda import CudaRuns, bind, graph_key
 from emag_export.engines.protocol import allocate_outputs, check_feeds
 from emag_export.errors import EngineError, InputError, MissingDependencyError
+from emag_export.packages import install_command
 
 __all__ = ["OnnxRuntimeEngine", "OrtOptions", "available_providers"]
 
@@ -55,7 +56,9 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingDependencyError("onnxruntime is not installed: pip install onnxruntime") from error
+        raise MissingDependencyError(
+            f"onnxruntime is not installed: {install_command('cpu')}, or {install_command('gpu')}"
+        ) from error
     return onnxruntime
 
 

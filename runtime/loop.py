@@ -248,13 +248,13 @@ def denoise(
     trunk_of, trunk = conditioning, conditioning.trunk(rule.uncond)
     for step, call in zip(plan.steps, calls, strict=True):
         delta, mask = state.delta, torch.zeros_like(state.delta)
-        if step.phase is Phase.GUIDE:
+        if step.phase == Phase.GUIDE:
             mask = select(step.index, state.delta) * plan.windows.strength
         given = conditioning if anneal is None else anneal(step.index, conditioning)
         if given is not trunk_of:
             trunk_of, trunk = given, given.trunk(rule.uncond)
         predictions, state = run_call(engine, call, latents, trunk, state, mask)
-        if step.starts_average or step.phase is Phase.PLAIN:
+        if step.starts_average or step.phase == Phase.PLAIN:
             # Nothing older was averaged, or nothing is: what the graph measured then is no Delta.
             state = replace(state, delta=delta)
         velocity, momentum = combine(plan.guidance, predictions, latents, momentum, -step.sigma)

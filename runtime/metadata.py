@@ -1,9 +1,7 @@
 """Pictures on disk: PNG files that remember every parameter, so that any of them can be made again."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,7 +10,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from emag_export import __version__
 from emag_export.bundle import Bundle
+from emag_export.contract import Variant
 from emag_export.errors import InputError
+from emag_export.records import FORMAT_VERSION, dump_record, read_record
 from emag_export.runtime.request import GenerationRequest
 
 __all__ = ["PictureRecord", "read_picture_record", "save_picture"]
@@ -24,9 +24,12 @@ _KEY = "emag-export"
 class PictureRecord:
     """What a PNG says about how it was made."""
 
+    format_version: int = FORMAT_VERSION
+    version: str = __version__
+    """Of emag-export."""
     request: GenerationRequest
     model: str
-    variant: str
+    variant: Variant
     fingerprint: str
     """Of the source model."""
     precision: str
@@ -50,19 +53,18 @@ def save_picture(
         request: It was made from.
         engine: Name of the backend that made it.
     """
-    record: dict[str, Any] = {
-        "version": __version__,
-        "request": request.to_json(),
-        "model": bundle.provenance.model,
-        "variant": str(bundle.contract.variant),
-        "fingerprint": bundle.provenance.fingerprint,
-        "precision": bundle.contract.precision,
-        "engine": engine,
-    }
+    record = PictureRecord(
+        request=request,
+        model=bundle.provenance.model,
+        variant=bundle.contract.variant,
+        fingerprint=bundle.provenance.fingerprint,
+        precision=bundle.contract.precision,
+        engine=engine,
+    )
     info = PngInfo()
     info.add_itxt("Description", request.prompt)
     info.add_itxt("Software", f"emag-export {__version__}")
-    info.add_itxt(_KEY, json.dumps(record, ensure_ascii=False))
+    info.add_itxt(_KEY, dump_record(record))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     Image.fromarray(picture).save(partial, format="PNG", pnginfo=info)
@@ -74,6 +76,7 @@ def read_picture_record(path: Path) -> PictureRecord:
 
     Raises:
         InputError: If the file is no PNG of ours.
+        BundleError: If its record is damaged or of another version.
     """
     try:
         with Image.open(path) as image:
@@ -85,11 +88,5 @@ def read_picture_record(path: Path) -> PictureRecord:
         raise InputError(
             f"{path} holds no emag-export parameters; use a PNG that emag-export wrote and nothing stripped"
         )
-    try:
-        record = json.loads(text)
-        return PictureRecord(
-            request=GenerationRequest.from_json(record["request"]),
-            **{name: record[name] for name in ("model", "variant", "fingerprint", "precision", "engine")},
-        )
-    except (ValueError, KeyError) as error:
-        raise InputError(f"the parameters in {path} cannot be read: {error}") from error
+    remedy = "use a PNG that this version wrote and nothing edited"
+    return read_record(PictureRecord, text, name=f"the record in {path}", remedy=remedy)

@@ -118,7 +118,7 @@ class Plan:
     def rows(self, phase: Phase) -> tuple[int, int]:
         """Trunk rows and branch rows that one image sends in ``phase``."""
         trunk = 1 + self.guidance.rule.uncond
-        return trunk, trunk + (phase is Phase.GUIDE)
+        return trunk, trunk + (phase == Phase.GUIDE)
 
     @property
     def cost(self) -> Cost:
@@ -129,7 +129,7 @@ class Plan:
 def cost_of(contract: DenoiserContract, phases: Sequence[Phase], rule: GuidanceRule) -> Cost:
     """Row-blocks for one image, next to plain CFG and to two full passes per step."""
     rows, blocks = 1 + rule.uncond, contract.num_blocks
-    forked = sum(phase is Phase.GUIDE for phase in phases) * (blocks - contract.fork)
+    forked = sum(phase == Phase.GUIDE for phase in phases) * (blocks - contract.fork)
     passes = 1 + rule.perturbed
     return Cost(
         planned=len(phases) * rows * blocks + forked,
@@ -153,7 +153,7 @@ def make_plan(
     phases = windows.phases(schedule.steps) if guidance.rule.perturbed else (Phase.PLAIN,) * schedule.steps
     steps, started = [], False
     for index, phase in enumerate(phases):
-        tracking = phase is not Phase.PLAIN
+        tracking = phase != Phase.PLAIN
         steps.append(
             PlannedStep(
                 index=index,

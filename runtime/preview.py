@@ -3,9 +3,7 @@
 On one CPU core 0.06 ms for 16 × 16 latents and 2 ms for 128 × 128.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from PIL import Image
 
 from emag_export.bundle import Bundle
 from emag_export.errors import BundleError, InputError
+from emag_export.manifest import PreviewFactors
 from emag_export.runtime.guidance import Rows
 from emag_export.runtime.loop import DenoiseStep
 
@@ -35,59 +34,18 @@ PREVIEWS = "previews"
 Small = UInt8[np.ndarray, "images latent_height latent_width 3"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreviewFactors:
-    """The map that ``build`` fitted to the source's VAE; colours in 0 … 1."""
-
-    factors: tuple[tuple[float, ...], ...]
-    """One RGB triple per latent channel."""
-    bias: tuple[float, ...]
-    """RGB."""
-    r2: float
-    """Share of the colours' variance that it explained when it was fitted."""
-
-    @property
-    def channels(self) -> int:
-        """Latent channels that it takes."""
-        return len(self.factors)
-
-
 def preview_factors(bundle: Bundle) -> PreviewFactors:
     """What the bundle says about previews.
 
     Raises:
-        BundleError: If the bundle is older than previews, was built where there is nothing to fit them to (no
-            VAE, random weights), or the numbers are damaged.
+        BundleError: If it was built where there is nothing to fit them to: no VAE, or random weights.
     """
-    remedy = "rebuild the bundle with --overwrite"
-    if "preview" not in bundle.manifest:
-        raise BundleError(f"{bundle.path} holds no preview factors, it is older than previews; {remedy}")
-    data = bundle.manifest["preview"]
-    if data is None:
+    if bundle.preview is None:
         raise BundleError(
             f"{bundle.path} holds no preview factors: it was built without a VAE or with random weights; "
             "generate without previews, or build it from a checkpoint with its VAE"
         )
-    channels = bundle.contract.in_channels
-    try:
-        factors = PreviewFactors(
-            factors=tuple(tuple(float(value) for value in row) for row in data["factors"]),
-            bias=tuple(float(value) for value in data["bias"]),
-            r2=float(data["r2"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"the preview factors of {bundle.path} are damaged ({error!r}); {remedy}"
-        ) from error
-    rows = (*factors.factors, factors.bias)
-    if factors.channels != channels or not all(
-        len(row) == 3 and all(map(math.isfinite, row)) for row in rows
-    ):
-        raise BundleError(
-            f"the preview factors of {bundle.path} are damaged: {channels} latent channels need as many "
-            f"triples of numbers and one more as bias; {remedy}"
-        )
-    return factors
+    return bundle.preview
 
 
 def clean_latents(before: Rows, step: DenoiseStep) -> Rows:

@@ -1,14 +1,11 @@
 """Everything that decides a picture, as plain data: what the command line fills and a PNG remembers."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from emag_export.bundle import Bundle
 from emag_export.contract import Variant
 from emag_export.errors import InputError
 from emag_export.runtime.apg import ApgConfig
-from emag_export.runtime.cads import CadsConfig
 from emag_export.runtime.guidance import Guidance
 from emag_export.runtime.plan import EmagWindows, Plan, make_plan
 from emag_export.runtime.schedule import flow_match_schedule
@@ -43,33 +40,6 @@ class GenerationRequest:
             raise InputError(f"seed is {self.seed}; it must lie between 0 and 2^63 - 1")
         if self.steps < 1:
             raise InputError(f"{self.steps} denoising steps were asked for; give at least 1")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; :meth:`from_json` restores it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "GenerationRequest":
-        """Inverse of :meth:`to_json`.
-
-        Raises:
-            InputError: If the data was not written by :meth:`to_json`.
-        """
-        try:
-            guidance = dict(data["guidance"])
-            guidance["apg"] = ApgConfig(**guidance["apg"])
-            guidance["cads"] = CadsConfig(**guidance["cads"])
-            fixed = data["fixed_blocks"]
-            return cls(
-                **{
-                    **data,
-                    "guidance": Guidance(**guidance),
-                    "windows": EmagWindows(**data["windows"]),
-                    "fixed_blocks": None if fixed is None else tuple(fixed),
-                }
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"these generation parameters cannot be read: {error}") from error
 
     def grid(self, bundle: Bundle) -> tuple[int, int]:
         """Image tokens along height and width.

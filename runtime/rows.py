@@ -43,7 +43,7 @@ def lay_out_rows(phases: Sequence[Phase], uncond: bool) -> RowLayout:
     branch = list(range(images)) if uncond else []
     cond = {}
     for image, phase in enumerate(phases):
-        if phase is Phase.GUIDE:
+        if phase == Phase.GUIDE:
             cond[image] = len(branch)
             branch.append(cond_trunk[image])
     tracked = [len(branch) + image for image in range(images)]

@@ -93,7 +93,7 @@ def test_ratio_is_that_of_the_row_blocks_and_lies_in_its_interval(
     longer = emag.contender.row_blocks(50) / cfg.contender.row_blocks(50)
     assert emag.ratio(cfg, steps=50).value == pytest.approx(longer, rel=0.03)
     with pytest.raises(InputError, match="phase guide, which the measured steps had not"):
-        replace(emag, times=tuple(t for t in emag.times if t.phase is not Phase.GUIDE)).seconds()
+        replace(emag, times=tuple(t for t in emag.times if t.phase != Phase.GUIDE)).seconds()
 
 
 def test_share_outside_the_engine(contender: Callable[..., Contender]) -> None:

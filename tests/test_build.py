@@ -10,7 +10,7 @@ import pytest
 from emag_export.bundle import MANIFEST, Bundle
 from emag_export.contract import Renorm, Variant
 from emag_export.errors import ExportError, InputError, ModelError
-from emag_export.exporter import build as build_module
+from emag_export.exporter import export as export_module
 from emag_export.exporter import identify as identify_module
 from emag_export.exporter.build import build
 from emag_export.exporter.export import export_component
@@ -51,14 +51,14 @@ def test_interrupted_build_resumes_by_component(
         else:
             real(plan, name, folder, on_progress)
 
-    monkeypatch.setattr(build_module, "export_component", dies)
+    monkeypatch.setattr(export_module, "export_component", dies)
     options = BuildOptions(blocks=(1,))
     with pytest.raises(KeyboardInterrupt):
         build(str(small_pipeline), out, options, silent)
     assert not out.exists()
     assert exported == ["transformer", "text_encoder", "text_encoder_2"]
 
-    monkeypatch.setattr(build_module, "export_component", real)
+    monkeypatch.setattr(export_module, "export_component", real)
     events: list[tuple[str, str]] = []
     build(str(small_pipeline), out, options, lambda component, phase: events.append((component, phase)))
     assert [component for component, phase in events if phase == "trace"] == ["vae_decoder"]
@@ -85,7 +85,7 @@ def test_full_disk_says_what_to_do_and_keeps_finished_parts(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build_module, "export_component", full)
+    monkeypatch.setattr(export_module, "export_component", full)
     with pytest.raises(ExportError, match=r"disk .* is full; free some space and run the same command again"):
         build(str(small_pipeline), tmp_path / "b", BuildOptions(blocks=(1,)), silent)
     assert not (tmp_path / "b").exists()
@@ -176,7 +176,7 @@ def test_key_follows_what_decides_the_content(
 
 def test_damaged_bundle_is_not_finished(small_bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(small_bundle, tmp_path / "b")
-    key = Bundle(copy).manifest["key"]
+    key = Bundle(copy).key
     assert finished_bundle(copy, key) is not None
     assert finished_bundle(copy, "another") is None
     assert finished_bundle(tmp_path / "nothing", key) is None
@@ -224,7 +224,7 @@ def test_bundle_names_no_local_path(small_bundle: Path) -> None:
 def test_manifest_describes_every_graph(small_bundle: Path) -> None:
     bundle = Bundle(small_bundle)
     assert bundle.components == ["transformer", "text_encoder", "text_encoder_2", "vae_decoder"]
-    assert bundle.contract.variant is Variant.EMAG
+    assert bundle.contract.variant == Variant.EMAG
     assert bundle.contract.blocks == (1, 2)
     manifest = json.loads((small_bundle / MANIFEST).read_text())
     assert set(manifest["files"]) == {

@@ -50,7 +50,7 @@ def test_shared_encoders_and_a_lora(small_pipeline: Path, small_bundle: Path, tm
     assert bundle.components == [DENOISER]
     assert not list(out.glob("tokenizer*")) + list(out.glob("text_encoder*")) + list(out.glob("vae*"))
     (record,) = bundle.provenance.loras
-    assert record["scale"] == 0.5
+    assert record.scale == 0.5
     assert bundle.arguments[-4:] == ["--encoders", str(small_bundle), "--lora", f"{lora}:0.5"]
     inspected = json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json"]).stdout)
     assert inspected["intact"]

@@ -47,16 +47,16 @@ def test_newer_contract_is_refused(copy: Path) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["contract"]["version"] = 99
     (copy / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="contract version 99, this emag-export reads up to 1; upgrade"):
+    with pytest.raises(BundleError, match="contract version is 99, this emag-export reads 1 to 1: upgrade"):
         Bundle(copy)
 
 
-@pytest.mark.parametrize("entry", ["geometry", "arguments"])
-def test_bundle_of_an_older_version_is_refused(copy: Path, entry: str) -> None:
+@pytest.mark.parametrize(("version", "said"), [(None, "no format_version"), (0, "format_version 0")])
+def test_bundle_of_an_older_version_is_refused(copy: Path, version: int | None, said: str) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
-    del manifest[entry]
+    manifest["format_version"] = version
     (copy / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="written by an older emag-export; rebuild"):
+    with pytest.raises(BundleError, match=f"has {said}, .* an older one wrote it; rebuild"):
         Bundle(copy)
 
 
@@ -76,6 +76,15 @@ def test_other_variant_is_refused_with_the_command(small_bundle: Path) -> None:
     wanted = r"holds the variant emag, emag-q was.*--variant emag-q .*--emag-layers 1,2 -o .*-emag-q$"
     with pytest.raises(InputError, match=wanted):
         Bundle(small_bundle).require_variant(Variant.EMAG_Q)
+    with pytest.raises(InputError, match=wanted):
+        Bundle(small_bundle).require_variant("emag-q")
+
+
+def test_its_own_variant_is_taken_as_member_and_as_text(small_bundle: Path) -> None:
+    for variant in (Variant.EMAG, "emag", "".join(("em", "ag")), None):
+        Bundle(small_bundle).require_variant(variant)
+    with pytest.raises(InputError, match="there is no variant 'EMAG'; choose emag-q"):
+        Bundle(small_bundle).require_variant("EMAG")
 
 
 def test_unknown_component(small_bundle: Path) -> None:

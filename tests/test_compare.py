@@ -81,12 +81,12 @@ def test_only_what_a_phase_answers_for_is_judged(sound: Comparison) -> None:
     assert {step.phase for step in sound.steps} == set(Phase)
     for step in sound.steps:
         assert set(step.errors) == outputs[step.phase]
-        assert len(step.choices) == (0 if step.phase is Phase.PLAIN else 2)
+        assert len(step.choices) == (0 if step.phase == Phase.PLAIN else 2)
 
 
 def test_the_choice_shown_is_the_one_of_the_next_step(sound: Comparison) -> None:
     for step, following in zip(sound.steps, sound.free[1:], strict=False):
-        if step.phase is not Phase.PLAIN and following.phase is Phase.GUIDE:
+        if step.phase != Phase.PLAIN and following.phase == Phase.GUIDE:
             assert following.reference_blocks == tuple((choice.reference,) for choice in step.choices)
 
 
@@ -217,7 +217,7 @@ def test_the_report_is_complete_and_escaped(sound: Comparison, tmp_path: Path) -
     assert "a &lt;b&gt;fox&lt;/b&gt; &amp; $$ ${verdict}" in html
     assert "<b>fox" not in html
     assert html.count("data:image/png;base64,") == 2 * 3 + 1
-    assert html.count('<tr class="guide">') == sum(step.phase is Phase.GUIDE for step in sound.steps)
+    assert html.count('<tr class="guide">') == sum(step.phase == Phase.GUIDE for step in sound.steps)
     assert "http" not in html, "the page needs nothing from elsewhere"
     written = json.loads(data.read_text(encoding="utf-8"))
     assert written["passed"] is True

@@ -1,6 +1,8 @@
 """The contract of a graph: what it says, what it refuses, how it is stored."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -8,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emag_export.contract import CONTRACT_VERSION, STATE_PAIRS, DenoiserContract, GraphSpec, Renorm, Variant
+from emag_export.contract import (
+    CONTRACT_VERSION,
+    STATE_PAIRS,
+    DenoiserContract,
+    GraphSpec,
+    Renorm,
+    Variant,
+    member,
+)
 from emag_export.errors import BundleError, ContractError, InputError
+from emag_export.records import parse_record
 from emag_export.shapes import evaluate
 
 SD3 = DenoiserContract(
@@ -47,16 +58,20 @@ def test_the_state_is_as_large_as_the_paper_says(variant: Variant, megabytes: fl
     assert state.nbytes(SIZES) / 1e6 == pytest.approx(megabytes, rel=5e-3)
 
 
+def parsed(kind: Any, data: dict[str, Any]) -> Any:
+    return parse_record(kind, json.loads(json.dumps(data)), name="bundle.json", remedy="rebuild the bundle")
+
+
 @given(SETTINGS)
 def test_json_brings_a_contract_back(settings: dict[str, Any]) -> None:
     contract = replace(SD3, **settings)
-    assert DenoiserContract.from_json(json.loads(json.dumps(contract.to_json()))) == contract
+    assert parsed(DenoiserContract, asdict(contract)) == contract
 
 
 @given(SETTINGS)
 def test_json_brings_a_graph_back(settings: dict[str, Any]) -> None:
     contract = replace(SD3, **settings)
-    assert GraphSpec.from_json(json.loads(json.dumps(asdict(contract.graph)))) == contract.graph
+    assert parsed(GraphSpec, asdict(contract.graph)) == contract.graph
 
 
 @given(SETTINGS, st.fixed_dictionaries({name: st.integers(1, 40) for name in SIZES}))
@@ -94,32 +109,52 @@ def test_bad_candidate_blocks_are_refused(blocks: tuple[int, ...], message: str)
         replace(SD3, blocks=blocks)
 
 
-def test_a_newer_contract_is_refused_with_a_remedy() -> None:
-    with pytest.raises(BundleError, match=f"contract version {CONTRACT_VERSION + 1}, .* upgrade emag-export"):
-        DenoiserContract.from_json({**SD3.to_json(), "version": CONTRACT_VERSION + 1})
+@pytest.mark.parametrize("version", [0, -1, CONTRACT_VERSION + 1])
+def test_another_contract_version_is_refused_with_a_remedy(version: int) -> None:
+    with pytest.raises(BundleError, match=f"contract version is {version}, .* upgrade emag-export"):
+        parsed(DenoiserContract, {**asdict(SD3), "version": version})
 
 
 def _without(field: str) -> dict[str, Any]:
-    return {name: value for name, value in SD3.to_json().items() if name != field}
+    return {name: value for name, value in asdict(SD3).items() if name != field}
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "named"),
     [
-        {},
-        {**SD3.to_json(), "version": "1"},
-        {**SD3.to_json(), "variant": "emag-z"},
-        {**SD3.to_json(), "blocks": None},
-        {**SD3.to_json(), "unheard_of": 1},
-        _without("heads"),
-        _without("variant"),
+        ({}, "variant is missing"),
+        ({**asdict(SD3), "version": "1"}, "version: input should be a valid integer"),
+        ({**asdict(SD3), "variant": "emag-z"}, "variant: .*'emag-q', 'emag', .*got \"emag-z\""),
+        ({**asdict(SD3), "blocks": None}, "blocks: "),
+        ({**asdict(SD3), "blocks": [99]}, r"candidate blocks \[99\] lie outside"),
+        ({**asdict(SD3), "blocks": [2.5]}, r"blocks\.0: "),
+        ({**asdict(SD3), "heads": 0}, "heads is 0; it must be at least 1"),
+        ({**asdict(SD3), "heads": True}, "heads: "),
+        ({**asdict(SD3), "precision": "float8"}, "precision is 'float8'"),
+        ({**asdict(SD3), "unheard_of": 1}, "unheard_of is no field"),
+        (_without("heads"), "heads is missing"),
     ],
 )
-def test_a_damaged_contract_is_a_bundle_error(data: dict[str, Any]) -> None:
-    with pytest.raises(BundleError, match="bundle"):
-        DenoiserContract.from_json(data)
+def test_a_damaged_contract_is_a_bundle_error(data: dict[str, Any], named: str) -> None:
+    with pytest.raises(BundleError, match=f"bundle.json cannot be read: .*{named}.*rebuild"):
+        parsed(DenoiserContract, data)
 
 
-def test_a_stored_contract_with_bad_blocks_is_refused() -> None:
-    with pytest.raises((BundleError, InputError)):
-        DenoiserContract.from_json({**SD3.to_json(), "blocks": [99]})
+@pytest.mark.parametrize("dims", [["rows", "2*"], ["rows", ""], ["a-b"], ["h w"]])
+def test_a_damaged_dimension_is_named(dims: list[str]) -> None:
+    spec = {"name": "x", "inputs": [{"name": "t", "dtype": "int64", "dims": dims}], "outputs": []}
+    with pytest.raises(BundleError, match=r"t: .* is no dimension"):
+        parsed(GraphSpec, spec)
+
+
+def test_enumerations_are_made_of_their_values() -> None:
+    """In a fresh interpreter: a caller without a type checker may well give a string."""
+    code = (
+        "from emag_export.contract import *; from emag_export.exporter.identify import BuildOptions\n"
+        "options = BuildOptions(variant='emag-q', renorm='none')\n"
+        "assert options.variant is Variant.EMAG_Q and options.renorm is Renorm.NONE\n"
+        "assert options == BuildOptions(renorm=Renorm.NONE)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(InputError, match="there is no variant 'emag-z'; choose emag-q, emag, emag-i, emag-t"):
+        member(Variant, "emag-z", "variant")

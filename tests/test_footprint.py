@@ -1,6 +1,5 @@
 """Memory by formula against the tensors that the runtime allocates; the estimate against its own limits."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,9 @@ from emag_export.engines.eager import EagerEngine
 from emag_export.errors import InputError
 from emag_export.exporter.fork import ForkedSD3
 from emag_export.footprint import Footprint, footprint
+from emag_export.manifest import FileRecord, Geometry, Manifest, Provenance
 from emag_export.models import SamplingDefaults
+from emag_export.records import dump_record
 from emag_export.runtime.loop import Conditioning, ImageStep, call_engine
 from emag_export.runtime.plan import Phase
 from emag_export.runtime.state import EmaState
@@ -31,15 +32,19 @@ def bundle_of(contract: DenoiserContract, folder: Path) -> Bundle:
     defaults = SamplingDefaults(
         height=HEIGHT, width=WIDTH, emag_layers=contract.blocks, max_sequence_length=T5_TOKENS
     )
-    manifest = {
-        "contract": contract.to_json(),
-        "geometry": {"vae_factor": FACTOR, "clip_tokens": CLIP_TOKENS},
-        "defaults": defaults.to_json(),
-        "arguments": [],
-        "files": {name: {"bytes": size, "sha256": ""} for name, size in FILES.items()},
-        "graphs": {DENOISER: {}},
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    manifest = Manifest(
+        key="",
+        contract=contract,
+        geometry=Geometry(vae_factor=FACTOR, clip_tokens=CLIP_TOKENS),
+        defaults=defaults,
+        arguments=(),
+        files={name: FileRecord(bytes=size, sha256="") for name, size in FILES.items()},
+        graphs={DENOISER: contract.graph},
+        precision_notes={},
+        preview=None,
+        source=Provenance(model="none", revision=None, fingerprint="", versions={}),
+    )
+    (folder / MANIFEST).write_text(dump_record(manifest))
     return Bundle(folder)
 
 
@@ -100,7 +105,7 @@ def test_images_add_up_and_scores_are_what_fusing_saves(variant: Variant, tmp_pa
     fused, larger_fused = at(bundle, side=8192, fused=True), at(bundle, side=16384, fused=True)
     assert fused.working < large.working
     growth = larger_fused.working / fused.working
-    assert 3.9 < growth < 4 if variant is Variant.EMAG_Q else growth > 4
+    assert 3.9 < growth < 4 if variant == Variant.EMAG_Q else growth > 4
 
 
 def test_a_bundle_with_a_graph_for_onnxruntime_is_fused(

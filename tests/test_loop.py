@@ -131,7 +131,7 @@ def test_images_in_different_phases_share_one_call(engine: CountingEngine) -> No
         close(shared.perturbed[rows], alone.perturbed)
         close(state.average[rows], own.average)
         close(state.delta[rows], own.delta)
-        assert torch.equal(alone.cond, alone.perturbed) == (step.phase is not Phase.GUIDE)
+        assert torch.equal(alone.cond, alone.perturbed) == (step.phase != Phase.GUIDE)
 
 
 def test_no_strength_is_cfg(engine: CountingEngine) -> None:

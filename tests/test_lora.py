@@ -14,6 +14,7 @@ from emag_export.errors import InputError, ModelError
 from emag_export.exporter.components import load_transformer
 from emag_export.exporter.lora import Lora, lora_records, merge_loras, parse_lora, recorded_loras
 from emag_export.exporter.source import find_source
+from emag_export.manifest import LoraRecord
 from tests.conftest import small_model
 
 LAYERS = {
@@ -177,8 +178,8 @@ def test_records_lead_back_to_the_files(tmp_path: Path) -> None:
     lora = Lora(path=path, scale=0.5)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     records = lora_records([lora])
-    assert records == [{"name": str(path), "sha256": digest, "scale": 0.5}]
-    assert recorded_loras(json.loads(json.dumps(records))) == [lora]
+    assert records == (LoraRecord(name=str(path), sha256=digest, scale=0.5),)
+    assert recorded_loras(records) == [lora]
     saved(path, tensors_of(9))
     with pytest.raises(ModelError, match="not the one that was merged"):
         recorded_loras(records)

@@ -156,7 +156,7 @@ def test_no_step_waits(name: str, chosen: str, counter: SyncCounter) -> None:
     counter.found.clear()
     rest = list(run)
     assert len(rest) == 7
-    assert any(step.plan.phase is Phase.GUIDE for step in rest) == plan.guidance.rule.perturbed
+    assert any(step.plan.phase == Phase.GUIDE for step in rest) == plan.guidance.rule.perturbed
     assert not counter.found
 
 

@@ -1,7 +1,8 @@
 """Prompt to picture on the exported graphs against diffusers' own pipeline."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +15,8 @@ from torch import Tensor
 from emag_export.bundle import Bundle
 from emag_export.engines.protocol import Engine, allocate_outputs, check_feeds
 from emag_export.engines.registry import open_backend
-from emag_export.errors import InputError
+from emag_export.errors import BundleError, InputError
+from emag_export.records import parse_record
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest, default_request
 
@@ -155,6 +157,7 @@ def test_requests_of_one_batch_share_a_plan(tiny_bundle: Path) -> None:
 
 def test_request_survives_json(tiny_bundle: Path) -> None:
     request = replace(default_request(Bundle(tiny_bundle), "ä “prompt”"), fixed_blocks=(3, 5), seed=7)
-    assert GenerationRequest.from_json(request.to_json()) == request
-    with pytest.raises(InputError, match="cannot be read"):
-        GenerationRequest.from_json({"prompt": "x"})
+    data = json.loads(json.dumps(asdict(request)))
+    assert parse_record(GenerationRequest, data, name="x", remedy="y") == request
+    with pytest.raises(BundleError, match=r"x cannot be read: height is missing.*; y"):
+        parse_record(GenerationRequest, {"prompt": "x"}, name="x", remedy="y")

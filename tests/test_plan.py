@@ -33,8 +33,8 @@ WINDOWS = st.builds(
 
 def test_28_steps_accumulate_in_23_and_perturb_in_5_to_22() -> None:
     phases = [step.phase for step in plan().steps]
-    assert [index for index, phase in enumerate(phases) if phase is not Phase.PLAIN] == list(range(23))
-    assert [index for index, phase in enumerate(phases) if phase is Phase.GUIDE] == list(range(5, 23))
+    assert [index for index, phase in enumerate(phases) if phase != Phase.PLAIN] == list(range(23))
+    assert [index for index, phase in enumerate(phases) if phase == Phase.GUIDE] == list(range(5, 23))
 
 
 @given(WINDOWS, st.integers(1, 300))
@@ -47,8 +47,8 @@ def test_windows_are_those_of_the_specification(windows: EmagWindows, steps: int
         r = steps - 1 - index
         accumulate = k(windows.stop) <= r <= k(windows.start)
         perturb = k(windows.stop) <= r <= k(windows.start) - k(windows.delta)
-        assert (phase is not Phase.PLAIN) == accumulate
-        assert (phase is Phase.GUIDE) == (perturb and accumulate)
+        assert (phase != Phase.PLAIN) == accumulate
+        assert (phase == Phase.GUIDE) == (perturb and accumulate)
 
 
 def test_halves_round_to_even_as_in_python() -> None:
@@ -58,14 +58,14 @@ def test_halves_round_to_even_as_in_python() -> None:
 @given(WINDOWS, st.integers(1, 120), st.sampled_from(sorted(GUIDANCES)))
 def test_averages_start_once_and_hold_when_plain(windows: EmagWindows, steps: int, guidance: str) -> None:
     planned = plan(steps, guidance, windows).steps
-    tracking = [step for step in planned if step.phase is not Phase.PLAIN]
+    tracking = [step for step in planned if step.phase != Phase.PLAIN]
     assert [step.starts_average for step in tracking] == [True, *[False] * (len(tracking) - 1)][
         : len(tracking)
     ]
     assert [step.ema_step for step in tracking] == [1.0, *[1 - windows.beta] * (len(tracking) - 1)][
         : len(tracking)
     ]
-    assert not any(step.starts_average or step.ema_step for step in planned if step.phase is Phase.PLAIN)
+    assert not any(step.starts_average or step.ema_step for step in planned if step.phase == Phase.PLAIN)
     if not GUIDANCES[guidance].perturbed:
         assert not tracking
 

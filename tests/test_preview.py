@@ -97,8 +97,8 @@ def test_clean_latents_are_x_minus_sigma_v(finished: Run) -> None:
 def test_two_fits_are_the_same_and_need_no_precision(tiny_bundle: Path) -> None:
     """The fit in the bundle came from another process or an earlier call; builds are byte-identical."""
     again = fit_preview(find_source("tiny-sd3"))
-    assert again == Bundle(tiny_bundle).manifest["preview"]
-    assert again["r2"] > 0.6, "0.68 was measured, over noise textures as well"
+    assert again == Bundle(tiny_bundle).preview
+    assert again.r2 > 0.6, "0.68 was measured, over noise textures as well"
 
 
 def test_fit_is_the_least_squares_of_another_library() -> None:
@@ -113,7 +113,7 @@ def test_fit_is_the_least_squares_of_another_library() -> None:
     wanted = np.linalg.lstsq(design, colours)[0]
     got = fit_preview(find_source("tiny-sd3"))
     # A batch of 16 rounds otherwise than 16 pictures alone: 5e-7 was measured, the rounding of the fit.
-    np.testing.assert_allclose([*got["factors"], got["bias"]], wanted, atol=1e-5)
+    np.testing.assert_allclose([*got.factors, got.bias], wanted, atol=1e-5)
     assert np.linalg.cond(design) < 20, "8 was measured: no direction of the latents is left to chance"
 
 
@@ -163,14 +163,14 @@ def test_latents_of_another_model_are_refused(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda manifest: manifest.pop("preview"), "holds no preview factors, it is older than previews"),
+        (lambda manifest: manifest.pop("preview"), "preview is missing"),
         (lambda manifest: manifest.update(preview=None), "without a VAE or with random weights"),
-        (lambda manifest: manifest["preview"].pop("bias"), "damaged"),
-        (lambda manifest: manifest["preview"]["factors"].pop(), "8 latent channels need as many triples"),
-        (lambda manifest: manifest["preview"]["factors"][0].pop(), "8 latent channels need as many triples"),
-        (lambda manifest: manifest["preview"]["bias"].__setitem__(0, float("nan")), "triples of numbers"),
-        (lambda manifest: manifest["preview"]["bias"].__setitem__(0, "red"), "damaged"),
-        (lambda manifest: manifest.__setitem__("preview", [1, 2]), "damaged"),
+        (lambda manifest: manifest["preview"].pop("bias"), r"preview\.bias is missing"),
+        (lambda manifest: manifest["preview"]["factors"].pop(), "7 triples, the contract says 8 channels"),
+        (lambda manifest: manifest["preview"]["factors"][0].pop(), r"preview\.factors\.0\.2 is missing"),
+        (lambda manifest: manifest["preview"]["bias"].__setitem__(0, float("nan")), "not all finite numbers"),
+        (lambda manifest: manifest["preview"]["bias"].__setitem__(0, "red"), r"preview\.bias\.0: .*\"red\""),
+        (lambda manifest: manifest.__setitem__("preview", [1, 2]), "preview: "),
     ],
 )
 def test_absent_or_damaged_factors_say_what_to_do(

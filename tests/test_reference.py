@@ -138,7 +138,7 @@ def test_the_fork_is_two_passes(
     for got, wanted in zip(ours, reference, strict=True):
         assert (got.latents - wanted.latents).abs().max() <= FORK_TOLERANCE
         assert torch.equal(got.mask, wanted.mask)
-        if wanted.plan.phase is not Phase.PLAIN:
+        if wanted.plan.phase != Phase.PLAIN:
             assert (got.state.average - wanted.average).abs().max() <= FORK_TOLERANCE
             assert (got.state.delta - wanted.delta).abs().max() <= FORK_TOLERANCE
         change = (wanted.predictions.perturbed - wanted.predictions.cond).abs().flatten(1).max(dim=1).values
@@ -182,7 +182,7 @@ def test_steps_hand_over_to_one_another(small_models: dict[str, SD3Transformer2D
         assert torch.equal(after.average_before, before.average)
         assert torch.equal(after.delta_before, before.delta)
     for step in steps:
-        if step.plan.phase is Phase.GUIDE:
+        if step.plan.phase == Phase.GUIDE:
             assert step.mask.sum(dim=1).tolist() == [0.5, 0.5]
         else:
             assert step.predictions.perturbed is step.predictions.cond

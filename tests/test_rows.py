@@ -35,7 +35,7 @@ def test_tracked_rows_are_the_last_in_the_order_of_images(phases: list[Phase], u
 @given(PHASES, st.booleans())
 def test_only_guided_images_pay_for_a_row_of_their_own(phases: list[Phase], uncond: bool) -> None:
     layout = lay_out_rows(phases, uncond)
-    guided = [phase is Phase.GUIDE for phase in phases]
+    guided = [phase == Phase.GUIDE for phase in phases]
     assert [c != p for c, p in zip(layout.cond, layout.perturbed, strict=True)] == guided
     assert len(layout.branch_rows) == len(phases) * (1 + uncond) + sum(guided)
     used = {*layout.cond, *layout.perturbed, *(layout.uncond or ())}

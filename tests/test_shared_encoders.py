@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from emag_export.bundle import MANIFEST, Bundle
 from emag_export.contract import DenoiserContract
 from emag_export.engines.registry import open_backend
 from emag_export.errors import BundleError, InputError
+from emag_export.manifest import Geometry
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
 from emag_export.shared_encoders import components_of, home_of, record_encoders
@@ -20,8 +21,8 @@ from emag_export.shared_encoders import components_of, home_of, record_encoders
 SHARED = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae_decoder")
 
 
-def geometry_of(bundle: Bundle) -> dict[str, int]:
-    return {"vae_factor": bundle.vae_factor, "clip_tokens": bundle.clip_tokens}
+def geometry_of(bundle: Bundle) -> Geometry:
+    return bundle.manifest.geometry
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def thin_bundle(whole: Path, out: Path) -> Path:
     manifest["graphs"] = {"transformer": manifest["graphs"]["transformer"]}
     own = ("transformer/", "scheduler/")
     manifest["files"] = {name: record for name, record in manifest["files"].items() if name.startswith(own)}
-    (out / MANIFEST).write_text(json.dumps(manifest | {"encoders": entry}))
+    (out / MANIFEST).write_text(json.dumps(manifest | {"encoders": asdict(entry)}))
     return out
 
 
@@ -72,7 +73,7 @@ def test_distant_bundle_is_recorded_with_its_whole_path(pair: tuple[Path, Path],
     bundle = Bundle(whole)
     out = tmp_path / "other" / "deep" / "thin"
     entry = record_encoders(bundle, out, bundle.contract, geometry_of(bundle), SHARED)
-    assert entry["path"] == whole.resolve().as_posix()
+    assert entry.path == whole.resolve().as_posix()
 
 
 def test_missing_bundle(pair: tuple[Path, Path]) -> None:
@@ -119,8 +120,8 @@ def test_encoders_that_do_not_fit(
     bundle = Bundle(tiny_bundle)
     geometry = geometry_of(bundle)
     contract: DenoiserContract = bundle.contract
-    if change.keys() <= geometry.keys():
-        geometry |= change
+    if change.keys() <= asdict(geometry).keys():
+        geometry = replace(geometry, **change)
     else:
         contract = replace(contract, **change)
     with pytest.raises(InputError, match=message):

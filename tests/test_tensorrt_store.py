@@ -17,9 +17,9 @@ from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
 from emag_export.engines.tensorrt.open import find_engine_folder
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
 from emag_export.engines.tensorrt.profiles import choose_profile, profile_shapes, profiles_of
-from emag_export.engines.tensorrt.store import EngineFolder
+from emag_export.engines.tensorrt.store import EngineFolder, EngineHeader
 from emag_export.engines.tensorrt.workspace import Workspace
-from emag_export.errors import ContractError, EngineError, InputError, MissingDependencyError
+from emag_export.errors import BundleError, ContractError, EngineError, InputError, MissingDependencyError
 from emag_export.exporter.identify import identify
 from tests.bundles import silent
 
@@ -38,7 +38,7 @@ def bundle(small_bundle: Path, tmp_path: Path) -> Bundle:
 def stored(bundle: Bundle) -> EngineFolder:
     """A folder with a plan of every component; what is in a plan does not matter to the store."""
     build = plan_engine_build(bundle, RTX, OPTIONS)
-    header = {"backend": "tensorrt-rtx", "version": RTX.version(), "targets": ["sm89"], "device": None}
+    header = EngineHeader(backend="tensorrt-rtx", version=RTX.version(), targets=("sm89",), device=None)
     for part in build.parts:
         plan = BuiltPlan(data=part.component.encode(), memory={"weights": 1}, warnings=(), seconds=0.1)
         build.folder.save(
@@ -59,7 +59,7 @@ def test_a_stored_plan_is_found_for_a_gpu_of_its_target(bundle: Bundle, stored: 
     for component in bundle.components:
         path, record = found.plan(bundle, component)
         assert path.read_bytes() == component.encode()
-        assert record.options == json.loads(json.dumps(OPTIONS.to_json()))
+        assert record.options == OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_an_edited_record_is_refused(bundle: Bundle, stored: EngineFolder, field
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"format": 99, "plans": {}}', '{"format": 1, "plans": {"a": 1}}']
+    "text", ["", "{}", "[]", '{"format_version": 99}', '{"format_version": 1, "plans": {"a": 1}}']
 )
 def test_a_damaged_record_is_refused_and_rebuilt(bundle: Bundle, stored: EngineFolder, text: str) -> None:
     (stored.path / "engine.json").write_text(text)
-    with pytest.raises(EngineError, match=r"(?s)engine\.json cannot be used .* rebuild: emag-export build"):
+    with pytest.raises(BundleError, match=r"engine\.json (is|has|cannot) .* rebuild: emag-export build"):
         stored.plan(bundle, "transformer")
     assert plan_engine_build(bundle, RTX, OPTIONS).missing == tuple(bundle.components)
 
@@ -162,7 +162,7 @@ def test_the_rebuild_command_builds_this_bundle(bundle: Bundle) -> None:
     assert (program, name) == ("emag-export", "build")
     options = command.make_context("build", words).params
     plan = identify(options["model"], build_options_of(options), silent)
-    assert plan.key == bundle.manifest["key"]
+    assert plan.key == bundle.key
     assert plan.arguments == tuple(bundle.arguments)
     assert (options["backend"], options["targets"]) == ("tensorrt-rtx", ("sm89", "sm120"))
     assert options["output"] == bundle.path
@@ -170,8 +170,10 @@ def test_the_rebuild_command_builds_this_bundle(bundle: Bundle) -> None:
 
 def test_the_rebuild_command_holds_what_only_the_manifest_knows(bundle: Bundle) -> None:
     words = ["--model", "sd3", "--variant", "emag", "--weights", "random", "--seed", "3", "--no-t5"]
-    bundle.manifest["arguments"] = [*words, "--lora", "my style.safetensors:0.5"]
-    assert rebuild_command(bundle, "tensorrt-rtx") == (
+    manifest = json.loads((bundle.path / "bundle.json").read_text())
+    manifest["arguments"] = [*words, "--lora", "my style.safetensors:0.5"]
+    (bundle.path / "bundle.json").write_text(json.dumps(manifest))
+    assert rebuild_command(Bundle(bundle.path), "tensorrt-rtx") == (
         f"emag-export build {shlex.join(words)} --lora 'my style.safetensors:0.5' "
         f"--backend tensorrt-rtx --target current -o {bundle.path}"
     )

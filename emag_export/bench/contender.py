@@ -52,7 +52,7 @@ class Contender:
         phases, contract = self.phases(steps), self.plan.contract
         if not self.repeats_model:
             return cost_of(contract, phases, self.plan.guidance.rule).planned
-        passes = sum(1 + (phase is not Phase.PLAIN) for phase in phases)
+        passes = sum(1 + (phase != Phase.PLAIN) for phase in phases)
         return passes * self.plan.rows(Phase.PLAIN)[1] * contract.num_blocks
 
 

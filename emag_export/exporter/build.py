@@ -3,16 +3,15 @@
 import gc
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from emag_export.bundle import COMPONENTS, TOKENIZERS, Bundle
 from emag_export.contract import GraphSpec
-from emag_export.exporter.export import component_spec, export_component
 from emag_export.exporter.half import PRECISION_NOTES
 from emag_export.exporter.identify import BuildOptions, BuildPlan, BuildProgress, finished_bundle, identify
 from emag_export.exporter.preview import fit_preview
 from emag_export.exporter.staging import Staging, disk_errors, require_disk_space, require_free_target
+from emag_export.manifest import Manifest
 from emag_export.shared_encoders import record_encoders
 
 __all__ = ["build", "perform"]
@@ -68,24 +67,23 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool, on_progress: BuildPr
             on_progress("previews", "fit")
             preview = fit_preview(source)
         on_progress("bundle", "hash")
-        shared = {}
+        encoders = None
         if plan.encoders is not None:
-            sizes = {"vae_factor": plan.vae_factor, "clip_tokens": plan.clip_tokens}
-            shared["encoders"] = record_encoders(plan.encoders, out, contract, sizes, plan.shared)
+            encoders = record_encoders(plan.encoders, out, contract, plan.geometry, plan.shared)
         staging.publish(
-            {
-                **shared,
-                "format": "emag-export bundle",
-                "key": plan.key,
-                "arguments": list(plan.arguments),
-                "contract": contract.to_json(),
-                "defaults": plan.defaults.to_json(),
-                "geometry": {"vae_factor": plan.vae_factor, "clip_tokens": plan.clip_tokens},
-                "graphs": {name: asdict(spec) for name, spec in graphs.items()},
-                "precision_notes": _precision_notes(plan),
-                "preview": preview,
-                "source": asdict(plan.provenance),
-            }
+            Manifest(
+                key=plan.key,
+                arguments=plan.arguments,
+                contract=contract,
+                defaults=plan.defaults,
+                geometry=plan.geometry,
+                graphs=graphs,
+                precision_notes=_precision_notes(plan),
+                preview=preview,
+                source=plan.provenance,
+                encoders=encoders,
+                files=staging.files(),
+            )
         )
     on_progress("bundle", "done")
     return Bundle(out)
@@ -109,6 +107,8 @@ def _bytes_to_write(plan: BuildPlan) -> int:
 
 def _graphs(plan: BuildPlan, staging: Staging, on_progress: BuildProgress) -> dict[str, GraphSpec]:
     """Export every component, the largest first, with one set of weights in memory at a time."""
+    from emag_export.exporter.export import component_spec, export_component
+
     for name in plan.components:
         if staging.finished(name):
             on_progress(name, "reuse")

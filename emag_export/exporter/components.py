@@ -13,6 +13,7 @@ from emag_export.errors import ModelError
 from emag_export.exporter.half import keep_attention_in_float32, keep_norms_in_float32, weights_precision
 from emag_export.exporter.lora import Lora, merge_loras
 from emag_export.exporter.source import SourceModel
+from emag_export.packages import require_packages
 from emag_export.shapes import Sizes
 
 __all__ = ["AUXILIARY", "Auxiliary", "load_transformer", "load_weights"]
@@ -159,7 +160,9 @@ def load_weights(
 
     Raises:
         ModelError: If its class is another than expected or its files cannot be read.
+        MissingDependencyError: Without accelerate: diffusers would ignore the precision of some weights.
     """
+    require_packages("accelerate", purpose="loading a model's weights")
     module = __import__(library)
     declared = source.index[folder]
     if declared[1] != model_class:

@@ -31,6 +31,8 @@ class ForkedSD3(nn.Module):
         contract: Which blocks are candidates and what is averaged.
     """
 
+    frequencies: Float[Tensor, " half"]
+
     def __init__(self, model: SD3Transformer2DModel, contract: DenoiserContract) -> None:
         super().__init__()
         self.model = model
@@ -119,7 +121,8 @@ def _frequencies(model: SD3Transformer2DModel) -> Float[Tensor, " half"]:
     half = projection.num_channels // 2
     shift = projection.downscale_freq_shift
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - shift)
-    return (projection.scale * exponent.exp()).to(model.device)
+    frequencies: Tensor = projection.scale * exponent.exp()
+    return frequencies.to(model.device)
 
 
 def embed_time(
@@ -132,7 +135,8 @@ def embed_time(
     angles = timestep[:, None].float() * frequencies
     waves = [angles.cos(), angles.sin()] if embed.time_proj.flip_sin_to_cos else [angles.sin(), angles.cos()]
     time: Tensor = embed.timestep_embedder(torch.cat(waves, dim=1).to(pooled.dtype))
-    return time + embed.text_embedder(pooled)
+    text: Tensor = embed.text_embedder(pooled)
+    return time + text
 
 
 def patch_embed(embed: PatchEmbed, latents: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from emag_export import __version__
-from emag_export.bundle import COMPONENTS, DENOISER, MANIFEST, Bundle, Provenance
-from emag_export.contract import PRECISIONS, STATE_PRECISIONS, DenoiserContract, Renorm, Variant
+from emag_export.bundle import COMPONENTS, DENOISER, MANIFEST, Bundle
+from emag_export.contract import PRECISIONS, STATE_PRECISIONS, DenoiserContract, Renorm, Variant, member
 from emag_export.errors import EmagError, InputError
 from emag_export.exporter.lora import Lora, lora_records
 from emag_export.exporter.random_model import random_model
 from emag_export.exporter.source import SourceModel, find_source
 from emag_export.hashing import hash_json
+from emag_export.manifest import Geometry, Provenance
 from emag_export.models import SamplingDefaults, sampling_defaults
+from emag_export.packages import require_packages
 from emag_export.shared_encoders import shared_files
 
 __all__ = [
@@ -82,6 +84,10 @@ class BuildOptions:
     """Tokens of the T5 part; None takes the model's default."""
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "variant", member(Variant, self.variant, "variant"))
+        object.__setattr__(self, "renorm", member(Renorm, self.renorm, "renorm"))
+
 
 def arguments_of(model: str, options: BuildOptions) -> tuple[str, ...]:
     """The words after ``emag-export build`` that mean these options; ``overwrite`` is left out.
@@ -97,7 +103,7 @@ def arguments_of(model: str, options: BuildOptions) -> tuple[str, ...]:
     if options.state_precision != BuildOptions.state_precision:
         state = next(name for name, dtype in STATE_PRECISIONS.items() if dtype == options.state_precision)
         words += ["--state-precision", state]
-    if options.renorm is not BuildOptions.renorm:
+    if options.renorm != BuildOptions.renorm:
         words += ["--renorm", str(options.renorm)]
     if options.seed is not None:
         words += ["--weights", "random", "--seed", str(options.seed)]
@@ -123,10 +129,7 @@ class BuildPlan:
     source: SourceModel
     contract: DenoiserContract
     defaults: SamplingDefaults
-    vae_factor: int
-    """Pixels per latent along a side."""
-    clip_tokens: int
-    """Tokens that CLIP makes of every prompt."""
+    geometry: Geometry
     components: tuple[str, ...]
     """Graphs that the bundle holds."""
     encoders: Bundle | None
@@ -140,6 +143,16 @@ class BuildPlan:
     arguments: tuple[str, ...]
     """Of ``emag-export build``, with blocks and revision as they were found; no part of the key."""
 
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent along a side."""
+        return self.geometry.vae_factor
+
+    @property
+    def clip_tokens(self) -> int:
+        """Tokens that CLIP makes of every prompt."""
+        return self.geometry.clip_tokens
+
 
 def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> BuildPlan:
     """Find ``model`` and say which bundle the options ask for. Nothing is written.
@@ -152,7 +165,9 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
     Raises:
         ModelError: If the model cannot be used.
         InputError: If an option cannot be used.
+        MissingDependencyError: If a package that exporting needs is absent.
     """
+    require_packages("accelerate", "onnx", "onnxscript", "onnxruntime", purpose="exporting")
     source = resolve(model, revision=options.revision, seed=options.seed)
     contract, defaults = _contract(source, options)
     encoders = None if options.encoders is None else Bundle(options.encoders)
@@ -167,7 +182,7 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
         seed=options.seed,
         loras=lora_records(options.loras),
     )
-    recipe = [contract.to_json(), defaults.to_json(), components, OPSET, GRAPHS, PREVIEW_FIT]
+    recipe = [asdict(contract), asdict(defaults), components, OPSET, GRAPHS, PREVIEW_FIT]
     if encoders is not None:
         recipe.append(shared_files(encoders, shared))
     chosen = replace(options, blocks=contract.blocks, revision=source.revision)
@@ -175,8 +190,10 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
         source=source,
         contract=contract,
         defaults=defaults,
-        vae_factor=_vae_factor(source),
-        clip_tokens=source.config("text_encoder")["max_position_embeddings"],
+        geometry=Geometry(
+            vae_factor=_vae_factor(source),
+            clip_tokens=source.config("text_encoder")["max_position_embeddings"],
+        ),
         components=components,
         encoders=encoders,
         shared=shared,
@@ -249,7 +266,7 @@ def finished_bundle(out: Path, key: str) -> Bundle | None:
         return None
     try:
         bundle = Bundle(out)
-        if bundle.manifest.get("key") != key:
+        if bundle.key != key:
             return None
         bundle.check()
     except EmagError:

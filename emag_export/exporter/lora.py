@@ -18,6 +18,7 @@ from typing import Any
 
 from emag_export.errors import InputError, ModelError
 from emag_export.hashing import hash_file
+from emag_export.manifest import LoraRecord
 
 __all__ = ["Lora", "lora_records", "merge_loras", "parse_lora", "recorded_loras"]
 
@@ -61,12 +62,14 @@ def parse_lora(text: str) -> Lora:
     return Lora(path=Path(path), scale=scale)
 
 
-def lora_records(loras: Sequence[Lora]) -> list[dict[str, Any]]:
+def lora_records(loras: Sequence[Lora]) -> tuple[LoraRecord, ...]:
     """Name as the user gave it, SHA-256 and scale of each: for the key and the provenance of a bundle."""
-    return [{"name": str(lora.path), "sha256": hash_file(lora.path), "scale": lora.scale} for lora in loras]
+    return tuple(
+        LoraRecord(name=str(lora.path), sha256=hash_file(lora.path), scale=lora.scale) for lora in loras
+    )
 
 
-def recorded_loras(records: Sequence[Mapping[str, Any]]) -> list[Lora]:
+def recorded_loras(records: Sequence[LoraRecord]) -> list[Lora]:
     """The LoRAs of :func:`lora_records` again, for the eager oracle of a bundle.
 
     Raises:
@@ -74,15 +77,15 @@ def recorded_loras(records: Sequence[Mapping[str, Any]]) -> list[Lora]:
     """
     loras = []
     for record in records:
-        path = Path(record["name"])
+        path = Path(record.name)
         if not path.is_file():
             raise ModelError(f"the LoRA {path} that was merged is needed; put it back, or rebuild the bundle")
-        if hash_file(path) != record["sha256"]:
+        if hash_file(path) != record.sha256:
             raise ModelError(
                 f"the LoRA {path} is not the one that was merged: its SHA-256 differs; "
                 "put the original back, or rebuild the bundle"
             )
-        loras.append(Lora(path=path, scale=record["scale"]))
+        loras.append(Lora(path=path, scale=record.scale))
     return loras
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from emag_export.errors import ExportError
 from emag_export.exporter.components import load_weights
 from emag_export.exporter.source import SourceModel
+from emag_export.manifest import PreviewFactors
 
 __all__ = ["fit_preview", "synthetic_pictures"]
 
@@ -30,7 +31,7 @@ _DIGITS = 6
 Picture = Float[Tensor, "3 size size"]
 
 
-def fit_preview(source: SourceModel) -> dict[str, Any]:
+def fit_preview(source: SourceModel) -> PreviewFactors:
     r"""Least squares of colours on latents as the denoiser sees them: :math:`(z - shift)\,scale`.
 
     Always in float32, whatever the precision of the build; the same source gives the same numbers.
@@ -39,8 +40,7 @@ def fit_preview(source: SourceModel) -> dict[str, Any]:
         source: Its VAE is loaded, used and let go.
 
     Returns:
-        ``factors`` (one RGB triple per latent channel) and ``bias`` (RGB) for colours in 0 … 1, and ``r2``,
-        the share of the colours' variance over the fitted pictures that the map explains.
+        The map, with the share of the colours' variance over the fitted pictures that it explains.
 
     Raises:
         ModelError: If the VAE cannot be loaded.
@@ -68,12 +68,14 @@ def _pixels(images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "pixe
 
 def _least_squares(
     latents: Float[Tensor, "pixels channels"], colours: Float[Tensor, "pixels 3"]
-) -> dict[str, Any]:
+) -> PreviewFactors:
     design = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
     solution = torch.linalg.lstsq(design, colours).solution
     unexplained = (design @ solution - colours).square().sum() / (colours - colours.mean(0)).square().sum()
-    *factors, bias = [[round(value, _DIGITS) for value in row] for row in solution.tolist()]
-    return {"factors": factors, "bias": bias, "r2": round(1 - float(unexplained), _DIGITS)}
+    *factors, bias = [
+        (round(r, _DIGITS), round(g, _DIGITS), round(b, _DIGITS)) for r, g, b in solution.tolist()
+    ]
+    return PreviewFactors(factors=tuple(factors), bias=bias, r2=round(1 - float(unexplained), _DIGITS))
 
 
 def synthetic_pictures(count: int, size: int) -> Float[Tensor, "count 3 size size"]:

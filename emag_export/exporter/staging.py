@@ -2,20 +2,38 @@
 
 import contextlib
 import errno
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from emag_export.bundle import MANIFEST, file_records
-from emag_export.errors import ExportError, InputError
+from emag_export.errors import BundleError, ExportError, InputError
+from emag_export.manifest import FileRecord, Manifest
+from emag_export.records import FORMAT_VERSION, dump_record, read_record
 
-__all__ = ["Staging", "require_disk_space", "require_free_target"]
+__all__ = ["BuildMarker", "Staging", "require_disk_space", "require_free_target"]
 
-_KEY = "build.json"
+_MARKER = "build.json"
 _DONE = ".done.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildMarker:
+    """What ``build.json`` in an unfinished folder says."""
+
+    format_version: int = FORMAT_VERSION
+    key: str
+    """Hash of everything that decides the content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """What ``.done.json`` in a finished sub-folder says."""
+
+    format_version: int = FORMAT_VERSION
+    files: Mapping[str, FileRecord]
 
 
 class Staging:
@@ -24,56 +42,74 @@ class Staging:
     Args:
         target: The finished folder.
         key: Hash of everything that decides the content. Parts finished under another key are discarded.
+
+    Raises:
+        BundleError: If an unfinished folder is there and does not say what it is.
     """
 
     def __init__(self, target: Path, key: str) -> None:
         self.target = target
         self.path = target.absolute().parent / f".{target.absolute().name}.partial"
-        marker = self.path / _KEY
-        if marker.is_file() and marker.read_text("utf-8") != key:
-            shutil.rmtree(self.path)
+        marker = self.path / _MARKER
+        if marker.is_file():
+            remedy = f"delete the unfinished folder {self.path}, and run the same command again"
+            found = read_record(BuildMarker, marker.read_bytes(), name=str(marker), remedy=remedy)
+            if found.key != key:
+                shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        marker.write_text(key, "utf-8")
+        marker.write_text(dump_record(BuildMarker(key=key)), "utf-8")
 
-    def part(self, name: str, write: Callable[[Path], Any]) -> Any:
+    def part(self, name: str, write: Callable[[Path], object]) -> None:
         """Fill the sub-folder ``name``, or find it finished by an earlier, interrupted run.
 
         Args:
             name: Sub-folder.
-            write: Fills the folder it is given; its JSON result is kept and returned.
+            write: Fills the folder it is given.
         """
         folder = self.path / name
-        done = folder / _DONE
-        if done.is_file():
-            record = json.loads(done.read_text("utf-8"))
-            done.unlink()
-            if file_records(folder) == record["files"]:
-                done.write_text(json.dumps(record), "utf-8")
-                return record["result"]
+        if self._whole(folder):
+            return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        result = write(folder)
-        done.write_text(json.dumps({"files": file_records(folder), "result": result}), "utf-8")
-        return result
+        write(folder)
+        (folder / _DONE).write_text(dump_record(PartRecord(files=_content(folder))), "utf-8")
+
+    @staticmethod
+    def _whole(folder: Path) -> bool:
+        done = folder / _DONE
+        if not done.is_file():
+            return False
+        try:
+            record = read_record(PartRecord, done.read_bytes(), name=str(done), remedy="make it again")
+        except BundleError:
+            return False
+        return _content(folder) == record.files
 
     def finished(self, name: str) -> bool:
         """Whether an earlier run left this part behind as finished."""
         return (self.path / name / _DONE).is_file()
 
-    def publish(self, manifest: dict[str, Any]) -> None:
+    def files(self) -> Mapping[str, FileRecord]:
+        """Size and SHA-256 of everything so far, by path; markers of unfinished work are left out."""
+        return _content(self.path)
+
+    def publish(self, manifest: Manifest) -> None:
         """Write the manifest last and move everything into place, replacing what was there."""
         for done in self.path.glob(f"*/{_DONE}"):
             done.unlink()
-        (self.path / _KEY).unlink()
-        manifest = {**manifest, "files": file_records(self.path)}
-        text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-        (self.path / MANIFEST).write_text(text, "utf-8")
+        (self.path / _MARKER).unlink()
+        (self.path / MANIFEST).write_text(dump_record(manifest), "utf-8")
         old = self.path.with_suffix(".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.target.exists():
             self.target.rename(old)
         self.path.rename(self.target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _content(folder: Path) -> dict[str, FileRecord]:
+    records = file_records(folder)
+    return {name: record for name, record in records.items() if Path(name).name not in (_MARKER, _DONE)}
 
 
 def require_free_target(target: Path, *, overwrite: bool) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from emag_export.engines.protocol import Engine
@@ -104,7 +103,7 @@ def compare(
 
 def _compare_step(engine: Engine, plan: Plan, step: ReferenceStep) -> StepComparison:
     planned, forced = step.plan, force_step(engine, plan, step)
-    tracked = planned.phase is not Phase.PLAIN
+    tracked = planned.phase != Phase.PLAIN
     return StepComparison(
         index=planned.index,
         phase=planned.phase,
@@ -173,6 +172,8 @@ def _free_run(
 
 
 def _compare_pictures(reference: Pictures, engine: Pictures) -> tuple[PicturePair, ...]:
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
     pairs = []
     for wanted, got in zip(reference, engine, strict=True):
         side = min(wanted.shape[:2])

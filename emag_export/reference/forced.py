@@ -81,9 +81,9 @@ def _errors(
     if wanted.uncond is not None and predictions.uncond is not None:
         errors["uncond"] = _error(wanted.uncond, predictions.uncond)
     errors["cond"] = _error(wanted.cond, predictions.cond)
-    if step.plan.phase is Phase.GUIDE:
+    if step.plan.phase == Phase.GUIDE:
         errors["perturbed"] = _error(wanted.perturbed, predictions.perturbed)
-    if step.plan.phase is not Phase.PLAIN:
+    if step.plan.phase != Phase.PLAIN:
         errors["ema_state"] = _error(step.average, average)
         errors["delta"] = _error(step.delta, delta)
     return errors

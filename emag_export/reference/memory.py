@@ -35,7 +35,7 @@ def must_record(bundle: Bundle, prepared: Prepared, *, floor: bool) -> bool:
     Raises:
         InputError: If not even the recording fits: it holds the averages of every step.
     """
-    files = sum(record["bytes"] for name, record in bundle.files.items() if name.startswith(f"{DENOISER}/"))
+    files = sum(record.bytes for name, record in bundle.files.items() if name.startswith(f"{DENOISER}/"))
     float32 = files * DTYPE_BYTES["float32"] // DTYPE_BYTES[bundle.contract.precision]
     models = float32 + floor * files
     available = available_bytes()

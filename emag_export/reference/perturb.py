@@ -68,7 +68,7 @@ class PerturbingProcessor:
         query = _joint(attn, image, text, ("to_q", "add_q_proj"), ("norm_q", "norm_added_q"))
         key = _joint(attn, image, text, ("to_k", "add_k_proj"), ("norm_k", "norm_added_k"))
         value = _joint(attn, image, text, ("to_v", "add_v_proj"), None)
-        attend = self._query if self.variant is Variant.EMAG_Q else self._map
+        attend = self._query if self.variant == Variant.EMAG_Q else self._map
         attended = attend(query, key, value, image.shape[1]).transpose(1, 2).flatten(2)
         to_image, to_text = attended[:, : image.shape[1]], attended[:, image.shape[1] :]
         if not attn.context_pre_only:
@@ -98,7 +98,7 @@ class PerturbingProcessor:
         average = self._accumulate(live)
         for row, strength in self._perturbed():
             maps[row, ..., columns] = (1 - strength) * live[row] + strength * average[row]
-            if self.variant is not Variant.EMAG:
+            if self.variant != Variant.EMAG:
                 maps[row] = _renormalised(maps[row], tokens, self.renorm)
         attended[cond, :, :tokens] = maps.to(value.dtype) @ value[cond]
         return attended
@@ -136,9 +136,9 @@ def _renormalised(
     maps: Float[Tensor, "heads tokens keys"], tokens: int, renorm: Renorm
 ) -> Float[Tensor, "heads tokens keys"]:
     """Softmax rows of one image after a part of them was replaced."""
-    if renorm is Renorm.NONE:
+    if renorm == Renorm.NONE:
         return maps
-    if renorm is Renorm.ROW:
+    if renorm == Renorm.ROW:
         return maps / maps.sum(dim=-1, keepdim=True).clamp(min=_ROW_SUM_FLOOR)
     scaled = maps.clone()
     left_for_text = (1 - maps[..., :tokens].sum(dim=-1, keepdim=True)).clamp(min=0)

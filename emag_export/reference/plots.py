@@ -58,7 +58,7 @@ def _draw_errors(ax: Axes, comparison: Comparison) -> None:
 
 def _draw_delta(ax: Axes, comparison: Comparison, image: int) -> None:
     """Solid lines: reference; crosses: engine. Rings and squares mark the block each would choose next."""
-    tracked = [step for step in comparison.steps if step.phase is not Phase.PLAIN]
+    tracked = [step for step in comparison.steps if step.phase != Phase.PLAIN]
     xs = [step.index for step in tracked]
     for layer, block in enumerate(comparison.blocks):
         colour = _BLOCK_COLOURS[layer % len(_BLOCK_COLOURS)]

@@ -98,16 +98,16 @@ def two_pass_denoise(
     for step in plan.steps:
         before, latents_before = state, latents
         mask = torch.zeros_like(state.delta)
-        if step.phase is Phase.GUIDE:
+        if step.phase == Phase.GUIDE:
             mask = select(step.index, state.delta) * plan.windows.strength
         now = conditioning if anneal is None else anneal(step.index, conditioning)
         predictions = _plain_pass(model, step, latents, now, uncond)
-        if step.phase is not Phase.PLAIN:
+        if step.phase != Phase.PLAIN:
             processors = _processors(plan, step, state, mask)
             with installed(model, processors):
                 perturbed = _plain_pass(model, step, latents, now, uncond).cond
             state = _collected(processors, state)
-            if step.phase is Phase.GUIDE:
+            if step.phase == Phase.GUIDE:
                 predictions = replace(predictions, perturbed=perturbed)
         velocity, momentum = combine(plan.guidance, predictions, latents, momentum, -step.sigma)
         latents = latents + step.sigma_step * velocity

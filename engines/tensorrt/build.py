@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from emag_export.engines.tensorrt.flavour import CURRENT, Flavour
 from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.profiles import Profile, profiles_of
-from emag_export.engines.tensorrt.store import EngineFolder, PlanRecord, plan_key
+from emag_export.engines.tensorrt.store import EngineFolder, EngineHeader, PlanRecord, plan_key
 
 __all__ = ["EngineBuild", "EngineProgress", "plan_engine_build", "rebuild_command"]
 
@@ -52,7 +52,7 @@ class EngineBuild:
     missing: tuple[str, ...]
     """Components without an up-to-date plan."""
 
-    def run(self, on_progress: EngineProgress) -> dict[str, PlanRecord]:
+    def run(self, on_progress: EngineProgress) -> Mapping[str, PlanRecord]:
         """Build what is missing; each plan is saved as soon as it is done.
 
         Raises:
@@ -86,18 +86,18 @@ class EngineBuild:
                 part.component,
                 plan,
                 key=part.key,
-                header={
-                    "backend": self.flavour.backend,
-                    "version": self.version,
-                    "targets": list(self.options.targets),
-                    "device": None if self.gpu is None else self.gpu.name,
-                },
+                header=EngineHeader(
+                    backend=self.flavour.backend,
+                    version=self.version,
+                    targets=self.options.targets,
+                    device=None if self.gpu is None else self.gpu.name,
+                ),
                 precision=self.bundle.contract.precision,
                 profiles=part.profiles,
                 options=self.options,
             )
             del plan  # before the next one is built: plans are as large as the weights
-        return self.folder.records()
+        return self.folder.read().plans
 
 
 def plan_engine_build(bundle: Bundle, flavour: Flavour, options: EngineOptions) -> EngineBuild:

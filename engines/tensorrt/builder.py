@@ -18,6 +18,7 @@ from emag_export.engines.tensorrt.flavour import CURRENT, Flavour
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.profiles import Profile, profile_shapes
 from emag_export.errors import EngineError, MissingDependencyError
+from emag_export.packages import install_command
 
 __all__ = ["BuildPhase", "BuiltPlan", "build_plan"]
 
@@ -103,7 +104,9 @@ def _polygraphy(flavour: Flavour, module: ModuleType) -> tuple[Any, Callable[...
     try:
         import polygraphy.config
     except ImportError as error:
-        raise MissingDependencyError("polygraphy is not installed: pip install polygraphy") from error
+        raise MissingDependencyError(
+            f"polygraphy is not installed: {install_command(flavour.backend)}"
+        ) from error
     rtx = flavour.module == "tensorrt_rtx"
     if "polygraphy.backend.trt" in sys.modules and rtx is not polygraphy.config.USE_TENSORRT_RTX:
         raise EngineError(

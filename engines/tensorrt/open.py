@@ -29,10 +29,10 @@ def find_engine_folder(bundle: Bundle, flavour: Flavour, gpu: Gpu) -> EngineFold
     others = []
     for path in sorted(engine_folders(bundle), key=lambda folder: not folder.name.endswith(gpu.slug)):
         folder = EngineFolder(path, rebuild)
-        header = folder.header()
-        fits = header.get("device") == gpu.name or gpu.target in header.get("targets", ())
-        if header.get("backend") == flavour.backend and header.get("version") == version and fits:
-            return EngineFolder(path, rebuild_command(bundle, flavour.backend, tuple(header["targets"])))
+        header = folder.read().header
+        fits = header.device == gpu.name or gpu.target in header.targets
+        if header.backend == flavour.backend and header.version == version and fits:
+            return EngineFolder(path, rebuild_command(bundle, flavour.backend, header.targets))
         others.append(path.name)
     there = f" It has {', '.join(others)}." if others else ""
     raise EngineError(
@@ -66,7 +66,7 @@ def open_tensorrt(
     def open_component(bundle: Bundle, component: str) -> TensorRTEngine:
         folder = find_engine_folder(bundle, flavour, gpu)
         path, record = folder.plan(bundle, component)
-        if not record.options["weight_streaming"]:
+        if not record.options.weight_streaming:
             if weight_budget is not None:
                 raise InputError(
                     f"{path} keeps all its weights on the GPU; leave out --weight-budget, or rebuild it with "

@@ -1,8 +1,7 @@
 """What the user may choose when engines are built, and the check that the choice makes sense."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 from emag_export.engines.tensorrt.flavour import CURRENT, Flavour
 from emag_export.errors import InputError
@@ -102,15 +101,3 @@ class EngineOptions:
                     f"{flavour.backend} builds with --{option.replace('_', '-')} on the GPU itself only: "
                     f"{reason}; use --target {CURRENT} there"
                 )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, for keys and records."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of :meth:`to_json`."""
-        sizes = {
-            name: None if data[name] is None else SizeRange(**data[name]) for name in ("height", "width")
-        }
-        return cls(**{**data, **sizes, "targets": tuple(data["targets"])})

@@ -75,7 +75,7 @@ class TensorRTEngine:
         self._trt = flavour.load()
         self._logger, self._log = log_of(self._trt)
         self._plan, self._flavour, self._workspace = plan, flavour, workspace
-        streams_weights = bool(plan.record.options["weight_streaming"])
+        streams_weights = plan.record.options.weight_streaming
         self._use_graphs = options.cuda_graphs and not streams_weights  # streaming cannot be captured
         self._graphs = CallGraphs()
         self._staging: dict[tuple[tuple[str, int], ...], dict[str, Tensor]] = {}
@@ -102,7 +102,7 @@ class TensorRTEngine:
             raise self._failure(
                 "cannot load", "it was built for another GPU, driver or version; rebuild: " + self._rebuild
             )
-        if self._plan.record.options["strip_weights"]:
+        if self._plan.record.options.strip_weights:
             self._refit(engine)
         return engine
 

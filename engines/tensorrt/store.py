@@ -5,23 +5,23 @@
 """
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from emag_export.bundle import ENGINES, Bundle
 from emag_export.engines.tensorrt.builder import BuiltPlan
-from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
+from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.profiles import Profile
-from emag_export.errors import EngineError
+from emag_export.errors import BundleError, EngineError
 from emag_export.hashing import hash_file, hash_json
+from emag_export.records import FORMAT_VERSION, dump_record, read_record
 
-__all__ = ["EngineFolder", "PlanRecord", "engine_folders", "plan_key"]
+__all__ = ["EngineFolder", "EngineHeader", "EngineRecord", "PlanRecord", "engine_folders", "plan_key"]
 
 _RECORD = "engine.json"
-_FORMAT = 1
+_RECIPE = 1
+"""Raised when the same graph and options are built otherwise than before."""
 _RUNTIME_CACHE = "{component}.kernels"
 _TIMING_CACHE = "timing.cache"
 
@@ -36,20 +36,34 @@ class PlanRecord:
     sha256: str
     precision: str
     profiles: tuple[Profile, ...]
-    options: Mapping[str, Any]
+    options: EngineOptions
     memory: Mapping[str, int]
     """Bytes on the device at the largest sizes: scratch, activation, weights."""
     warnings: tuple[str, ...]
     seconds: float
     """Time the build took."""
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "PlanRecord":
-        """Inverse of :func:`dataclasses.asdict`."""
-        profiles = tuple(
-            {name: SizeRange(**size) for name, size in profile.items()} for profile in data["profiles"]
-        )
-        return cls(**{**data, "profiles": profiles, "warnings": tuple(data["warnings"])})
+
+@dataclass(frozen=True, kw_only=True)
+class EngineHeader:
+    """What all plans of a folder have in common."""
+
+    backend: str
+    version: str
+    """Of the module that built them."""
+    targets: tuple[str, ...]
+    device: str | None
+    """Name of the GPU they were built on; None where they were built for named targets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """Everything in ``engine.json``."""
+
+    format_version: int = FORMAT_VERSION
+    header: EngineHeader
+    plans: Mapping[str, PlanRecord]
+    """By component."""
 
 
 def plan_key(
@@ -74,12 +88,12 @@ def plan_key(
         options: Targets and flags.
     """
     graph = {
-        path: record["sha256"]
+        path: record.sha256
         for path, record in bundle.files.items()
         if path.startswith(f"{component}/model.onnx")
     }
     sizes = [{name: asdict(size) for name, size in profile.items()} for profile in profiles]
-    return hash_json([_FORMAT, graph, backend, version, device, sizes, options.to_json()])
+    return hash_json([_RECIPE, graph, backend, version, device, sizes, asdict(options)])
 
 
 class EngineFolder:
@@ -103,42 +117,26 @@ class EngineFolder:
         """Kernels that were compiled on this GPU when the engine first ran."""
         return self.path / _RUNTIME_CACHE.format(component=component)
 
-    def header(self) -> dict[str, Any]:
-        """Backend, version, targets and device; empty where nothing has been built."""
-        return {name: value for name, value in self._read().items() if name != "plans"}
+    def read(self) -> EngineRecord:
+        """Header and plans as recorded; the plans themselves are checked when they are used.
 
-    def records(self) -> dict[str, PlanRecord]:
-        """Plans by component, as recorded; the files themselves are checked when they are used."""
-        try:
-            return {
-                component: PlanRecord.from_json(data) for component, data in self._read()["plans"].items()
-            }
-        except (TypeError, KeyError, AttributeError) as error:
-            raise self._damaged(str(error)) from error
-
-    def _read(self) -> dict[str, Any]:
+        Raises:
+            EngineError: If nothing was built here.
+            BundleError: If the record is damaged or of another version.
+        """
         path = self.path / _RECORD
         if not path.is_file():
-            return {"plans": {}}
-        try:
-            data = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise self._damaged(str(error)) from error
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            raise self._damaged("it was written by another version of emag-export")
-        return data
-
-    def _damaged(self, reason: str) -> EngineError:
-        return EngineError(f"{self.path / _RECORD} cannot be used ({reason}); rebuild: {self.rebuild}")
+            raise EngineError(f"{self.path} holds no engines; build them: {self.rebuild}")
+        return read_record(EngineRecord, path.read_bytes(), name=str(path), remedy=f"rebuild: {self.rebuild}")
 
     def holds(self, component: str, key: str) -> bool:
         """Whether a whole plan with this key is here."""
         try:
-            record = self.records().get(component)
+            record = self.read().plans.get(component)
             if record is None or record.key != key:
                 return False
             self._check(record)
-        except EngineError:
+        except (EngineError, BundleError):
             return False
         return True
 
@@ -147,18 +145,20 @@ class EngineFolder:
 
         Raises:
             EngineError: If it is absent, damaged, or was built from something else.
+            BundleError: If its record cannot be read.
         """
-        record, header = self.records().get(component), self.header()
+        found = self.read()
+        record, header = found.plans.get(component), found.header
         if record is None:
             raise EngineError(f"{self.path} has no plan of {component}; build it: {self.rebuild}")
         key = plan_key(
             bundle,
             component,
-            backend=str(header.get("backend")),
-            version=str(header.get("version")),
-            device=header.get("device"),
+            backend=header.backend,
+            version=header.version,
+            device=header.device,
             profiles=record.profiles,
-            options=EngineOptions.from_json(record.options),
+            options=record.options,
         )
         if record.key != key:
             raise EngineError(
@@ -182,7 +182,7 @@ class EngineFolder:
         plan: BuiltPlan,
         *,
         key: str,
-        header: Mapping[str, Any],
+        header: EngineHeader,
         precision: str,
         profiles: tuple[Profile, ...],
         options: EngineOptions,
@@ -199,17 +199,17 @@ class EngineFolder:
             sha256=hash_file(file),
             precision=precision,
             profiles=profiles,
-            options=options.to_json(),
+            options=options,
             memory=plan.memory,
             warnings=plan.warnings,
             seconds=round(plan.seconds, 2),
         )
         try:
-            plans = self._read()["plans"]
-        except EngineError:
+            plans = self.read().plans
+        except (EngineError, BundleError):
             plans = {}
-        data = {"format": _FORMAT, **header, "plans": {**plans, component: asdict(record)}}
-        _replace(self.path / _RECORD, (json.dumps(data, indent=2) + "\n").encode())
+        whole = EngineRecord(header=header, plans={**plans, component: record})
+        _replace(self.path / _RECORD, dump_record(whole).encode())
         return record
 
     def save_runtime_cache(self, component: str, data: bytes) -> None:

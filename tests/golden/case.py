@@ -160,7 +160,7 @@ def replay(case: GoldenCase, engine: Engine, contract: DenoiserContract, *, sele
     )
     worst, masks, last = 0.0, [], len(plan.steps) - 1
     for step in plan.steps:
-        mask = choose(step.index, state.delta) if step.phase is Phase.GUIDE else torch.zeros_like(state.delta)
+        mask = choose(step.index, state.delta) if step.phase == Phase.GUIDE else torch.zeros_like(state.delta)
         predictions, state = call_engine(
             engine,
             [ImageStep.of(step)] * latents.shape[0],

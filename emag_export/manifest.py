@@ -1,0 +1,135 @@
+"""``bundle.json``: what a bundle says of itself, as plain data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from emag_export.contract import DenoiserContract, GraphSpec
+from emag_export.errors import BundleError
+from emag_export.models import SamplingDefaults
+from emag_export.records import FORMAT_VERSION
+
+__all__ = [
+    "EncodersRecord",
+    "FileRecord",
+    "Geometry",
+    "LoraRecord",
+    "Manifest",
+    "PreviewFactors",
+    "Provenance",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file, as it was written."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecord:
+    """A LoRA that was merged into the transformer."""
+
+    name: str
+    """Path as the user gave it."""
+    sha256: str
+    scale: float
+    """Dimensionless; 1 is what was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a bundle came from."""
+
+    model: str
+    """As the user named it: a known name, a folder, or a hub id."""
+    revision: str | None
+    """Commit of a hub model."""
+    fingerprint: str
+    """SHA-256 over the source's configuration and weights."""
+    versions: Mapping[str, str]
+    """Package to version of what exported it."""
+    seed: int | None = None
+    """Of random weights; None where the weights are the checkpoint's."""
+    loras: tuple[LoraRecord, ...] = ()
+    """In the order in which they were given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Sizes that are no part of the denoiser's contract."""
+
+    vae_factor: int
+    """Pixels per latent along a side."""
+    clip_tokens: int
+    """Tokens that the CLIP encoders make of every prompt."""
+
+    def __post_init__(self) -> None:
+        if self.vae_factor < 1 or self.clip_tokens < 1:
+            raise BundleError(f"geometry is {self}; both numbers must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewFactors:
+    """A linear map from latents to colours in 0 … 1, fitted to the source's VAE."""
+
+    factors: tuple[tuple[float, float, float], ...]
+    """One RGB triple per latent channel."""
+    bias: tuple[float, float, float]
+    """RGB."""
+    r2: float
+    """Share of the colours' variance that it explained when it was fitted."""
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for row in (*self.factors, self.bias) for value in row):
+            raise BundleError("the preview factors are not all finite numbers")
+
+    @property
+    def channels(self) -> int:
+        """Latent channels that it takes."""
+        return len(self.factors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodersRecord:
+    """Text encoders, tokenizers and decoder that lie in another bundle."""
+
+    path: str
+    """Of that bundle; relative to this one where the two lie below the same folder."""
+    components: tuple[str, ...]
+    files: Mapping[str, str]
+    """SHA-256 of every file that is used from there, by its path in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything in ``bundle.json``."""
+
+    format_version: int = FORMAT_VERSION
+    key: str
+    """SHA-256 over all that decides the content."""
+    arguments: tuple[str, ...]
+    """Words of ``emag-export build`` that build this bundle again, all but ``-o`` and engine options."""
+    contract: DenoiserContract
+    defaults: SamplingDefaults
+    """How to sample when nothing else is asked for."""
+    geometry: Geometry
+    graphs: Mapping[str, GraphSpec]
+    """By folder."""
+    precision_notes: Mapping[str, str]
+    """Component to what is kept in float32 in a graph of half precision, and why."""
+    preview: PreviewFactors | None
+    """None without a VAE, or with random weights."""
+    source: Provenance
+    encoders: EncodersRecord | None = None
+    files: Mapping[str, FileRecord]
+    """By path in the bundle."""
+
+    def __post_init__(self) -> None:
+        channels = self.contract.in_channels
+        if self.preview is not None and self.preview.channels != channels:
+            raise BundleError(
+                f"preview.factors has {self.preview.channels} triples, the contract says {channels} channels"
+            )
