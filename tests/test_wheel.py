@@ -1,0 +1,174 @@
+"""The wheel in an environment of its own, outside the checkout, with nothing but what it asks for."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from emag_export.contract import Variant
+from tests.bundles import TinyBundles
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("emag_export", "engines", "runtime", "cli", "pyproject.toml", "README.md", "LICENSE")
+HERE = Path(sysconfig.get_paths()["purelib"])
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that nothing is left in the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        path = ROOT / name
+        if path.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, folder / "source" / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(path, folder / "source" / name)
+    build = [
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        str(folder),
+        str(folder / "source"),
+    ]
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *build], check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def requirements(wheel: Path, extras: tuple[str, ...]) -> dict[str, Distribution | None]:
+    """Everything the wheel asks for with these extras, and so on; None for what is not installed here."""
+    import zipfile
+
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(name).decode().splitlines()
+    asked = [
+        Requirement(line.removeprefix("Requires-Dist: "))
+        for line in lines
+        if line.startswith("Requires-Dist")
+    ]
+    found: dict[str, Distribution | None] = {}
+    todo = [(requirement, extras) for requirement in asked]
+    while todo:
+        requirement, chosen = todo.pop()
+        marker = requirement.marker
+        if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in chosen or ("",)):
+            continue
+        name = canonicalize_name(requirement.name)
+        if name in found and not requirement.extras:
+            continue
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:
+            found[name] = None
+            continue
+        todo += [(Requirement(text), tuple(requirement.extras)) for text in distribution(name).requires or ()]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """An interpreter that sees the wheel and what it asks for."""
+
+    folder: Path
+
+    def run(self, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+        variables = {name: value for name, value in os.environ.items() if name not in hidden}
+        command = [str(self.folder / "bin" / "emag-export"), *map(str, arguments)]
+        environment = {**variables, "COLUMNS": "240"}
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+Environments = Callable[..., Environment]
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environments:
+    """``environment("cpu", "export")``: links to the very files that are installed here, and to no others."""
+
+    def make(*extras: str) -> Environment:
+        folder = tmp_path_factory.mktemp("environment")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        packages = next(folder.glob("lib/python*/site-packages"))
+        for name, found in requirements(wheel, extras).items():
+            assert found is not None, f"{name} is asked for and not installed here"
+            for entry in top_level(found):
+                if not (packages / entry).exists():
+                    (packages / entry).symlink_to(HERE / entry)
+        install = ["install", "--no-deps", "--no-index", str(wheel)]
+        python = str(folder / "bin" / "python")
+        subprocess.run([sys.executable, "-m", "pip", "--python", python, "--quiet", *install], check=True)
+        return Environment(folder=folder)
+
+    return make
+
+
+def top_level(found: Distribution) -> Iterator[str]:
+    """Modules, packages and metadata of a distribution, as they lie side by side."""
+    names = {file.parts[0] for file in found.files or ()}
+    yield from sorted(name for name in names if name != ".." and (HERE / name).exists())
+
+
+def test_a_server_on_a_gpu_gets_one_onnxruntime_and_nothing_that_exports(wheel: Path) -> None:
+    names = requirements(wheel, ("gpu",)).keys()
+    assert {"onnxruntime-gpu", "torch", "diffusers", "pydantic"} <= names
+    assert not names & {"onnxruntime", "onnx", "onnxscript", "accelerate", "matplotlib", "scikit-image"}
+
+
+@pytest.mark.parametrize(
+    "extras", [("cpu", "export", "report"), ("cpu", "tensorrt-rtx"), ("export",), ("report",)]
+)
+def test_no_other_extra_brings_the_gpu_build(wheel: Path, extras: tuple[str, ...]) -> None:
+    names = requirements(wheel, extras).keys()
+    assert "onnxruntime-gpu" not in names
+    assert ("onnxruntime" in names) == ("cpu" in extras)
+
+
+@pytest.mark.slow
+def test_the_demonstration_runs_from_the_wheel(
+    environment: Environments, tiny_bundles: TinyBundles, tmp_path: Path
+) -> None:
+    """One bundle is there already, as after an interruption; the other is exported by the wheel."""
+    shutil.copytree(tiny_bundles(Variant.EMAG_Q, "float32"), tmp_path / "demo" / "bundle-emag-q")
+    done = environment("cpu", "export", "report").run("demo", "-o", "demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "emag: trace" not in done.stderr
+    assert "transformer: trace" in done.stderr
+    assert done.stdout.count("passed") == 2
+    assert (tmp_path / "demo" / "pictures.png").exists()
+
+
+def test_a_server_generates_and_says_what_else_it_would_need(
+    environment: Environments, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    serving = environment("cpu")
+    prompt = ("--prompt", "a red circle", "--steps", "2")
+    made = serving.run("generate", tiny_bundle, *prompt, "-o", "a.png", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "a.png").exists()
+    for arguments, extra in (
+        (("build", "--model", "tiny-sd3", "-o", "b"), "export"),
+        (("compare", tiny_bundle), "report"),
+        (("demo",), "export,report"),
+        (("generate", tiny_bundle, *prompt, "--backend", "torch", "-o", "b.png"), "export"),
+    ):
+        refused = serving.run(*arguments, cwd=tmp_path)
+        assert refused.returncode == 7, (arguments, refused.stderr)
+        assert f'pip install "emag-export[{extra}]"' in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]
+    found = serving.run("doctor", cwd=tmp_path)
+    assert 'pip install "emag-export[report]"' in found.stdout
