@@ -9,8 +9,8 @@ import click
 from rich.progress import Progress
 
 from emag_export.bundle import Bundle
-from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries
-from emag_export.cli.engine_build import build_engines, engine_build_options, engine_options_of
+from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status
+from emag_export.cli.engine_build import build_engines, engine_build_options, engine_choice
 from emag_export.cli.options import Blocks, renorm_option, variant_option
 from emag_export.contract import PRECISIONS, STATE_PRECISIONS, Variant
 from emag_export.errors import InputError
@@ -26,13 +26,22 @@ __all__ = ["build_options_of", "command", "phase_reporter"]
 @click.option(
     "--model", required=True, help="Known name (see: emag-export models), diffusers folder, or hub id."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle; default: model and variant, sd3-emag-q.",
+)
 @variant_option("Which quantity is averaged.", default=str(Variant.EMAG_Q))
 @renorm_option
 @click.option(
     "--emag-layers", "blocks", type=Blocks(), help="Candidate blocks, 6-8 or 6,7,8; default: the model's."
 )
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(list(PRECISIONS)),
+    help="Default: the model's own, fp16 for SD3 and SD3.5, fp32 for tiny-sd3.",
+)
 @click.option(
     "--state-precision",
     type=click.Choice(list(STATE_PRECISIONS)),
@@ -63,33 +72,40 @@ __all__ = ["build_options_of", "command", "phase_reporter"]
 )
 @engine_build_options
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for scripts.")
-def command(model: str, output: Path, as_json: bool, **options: Any) -> None:
-    """Export a model into a bundle of ONNX graphs, and build engines of them with --backend.
+def command(model: str, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Export a model into a bundle of ONNX graphs.
 
-    Interrupted, it continues with the same command. What is up to date is left alone.
+    Where TensorRT and a GPU that it accepts are there, engines are built of them, too. Interrupted, it
+    continues with the same command. What is up to date is left alone.
     """
-    engine_options = engine_options_of(options)
-    bundle = _bundle(model, output, options)
+    output = output or Path(f"{Path(model).stem}-{options['variant']}")
+    engines = engine_choice(options)
+    bundle = _bundle(model, output, options, engines=engines is not None)
     size = sum(record.bytes for record in bundle.files.values())
     summary: dict[str, Any] = {"bundle": str(output), "key": bundle.key, "bytes": size}
-    if engine_options is not None:
-        summary["engines"] = build_engines(bundle, options["backend"], engine_options)
+    if engines is not None:
+        summary["engines"] = build_engines(bundle, engines)
     if as_json:
         print_json(summary)
         return
-    out.print(f"{output}: {bundle.contract.variant}, {len(bundle.components)} graphs, {size / 1e6:.1f} MB")
+    contract = bundle.contract
+    out.print(
+        f"{output}: {contract.variant}, {contract.precision}, {len(bundle.components)} graphs, "
+        f"{size / 1e6:.1f} MB",
+        soft_wrap=True,
+    )
     backend = ""
-    if engine_options is not None:
-        engines = summary["engines"]
-        out.print(f"{engines['folder']}: {engines['bytes'] / 1e6:.1f} MB", soft_wrap=True)
-        backend = f"--backend {options['backend']} "
+    if engines is not None:
+        built = summary["engines"]
+        out.print(f"{built['folder']}: {built['bytes'] / 1e6:.1f} MB", soft_wrap=True)
+        backend = f"--backend {engines.flavour.backend} "
     draws = "text_encoder" in components_of(bundle)
     what = f'generate {output} {backend}--prompt "…" -o picture.png' if draws else f"bench {output} {backend}"
-    out.print(f"Next: emag-export {what}", style="dim", markup=False)
+    out.print(f"Next: emag-export {what}", style="dim", markup=False, soft_wrap=True)
 
 
-def _bundle(model: str, output: Path, options: Mapping[str, Any]) -> Bundle:
-    """The up-to-date bundle: found, or exported now."""
+def _bundle(model: str, output: Path, options: Mapping[str, Any], *, engines: bool) -> Bundle:
+    """The up-to-date bundle: found, or exported now, after saying what that takes."""
     from emag_export.exporter.identify import finished_bundle, identify
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a download would draw over our bar
@@ -103,7 +119,10 @@ def _bundle(model: str, output: Path, options: Mapping[str, Any]) -> Bundle:
         else:  # only now: importing PyTorch and diffusers takes seconds
             report("PyTorch", "load")
             from emag_export.exporter.build import perform
+            from emag_export.exporter.resources import needs_of
 
+            needs = needs_of(plan, engines=engines)
+            status.print(f"  {model}: {needs.describe()}", style="dim", markup=False, soft_wrap=True)
             quiet_libraries()
             bundle = perform(plan, output, overwrite=wanted.overwrite, on_progress=report)
     return bundle
@@ -118,7 +137,7 @@ def build_options_of(options: Mapping[str, Any]) -> "BuildOptions":
         variant=options["variant"],
         renorm=options["renorm"],
         blocks=options["blocks"],
-        precision=PRECISIONS[options["precision"]],
+        precision=None if options["precision"] is None else PRECISIONS[options["precision"]],
         state_precision=STATE_PRECISIONS[options["state_precision"]],
         revision=options["revision"],
         seed=_seed(options),

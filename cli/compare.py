@@ -28,13 +28,6 @@ DEFAULT_PROMPT = "a large red circle to the left of a small blue square on a yel
 @click.option("--negative-prompt", help="What to stay away from.")
 @click.option("--seed", type=int, help="Of the first picture; the next ones count up. Default 0.")
 @click.option(
-    "--against",
-    type=click.Choice(["reference"]),
-    default="reference",
-    show_default=True,
-    help="reference: the released algorithm in PyTorch, float32.",
-)
-@click.option(
     "--floor/--no-floor",
     default=True,
     show_default=True,

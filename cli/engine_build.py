@@ -1,24 +1,27 @@
 """The part of ``emag-export build`` that turns graphs into TensorRT engines."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from emag_export.bundle import Bundle
-from emag_export.cli.console import progress_bar
+from emag_export.cli.console import progress_bar, status
 from emag_export.engines.tensorrt.build import plan_engine_build
-from emag_export.engines.tensorrt.flavour import CURRENT, FLAVOURS, flavour_of
+from emag_export.engines.tensorrt.detect import usable_flavour
+from emag_export.engines.tensorrt.flavour import CURRENT, FLAVOURS, Flavour, flavour_of
 from emag_export.engines.tensorrt.gpu import current_gpu
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
 from emag_export.errors import InputError
+from emag_export.packages import install_command
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from emag_export.engines.tensorrt.build import EngineProgress
 
-__all__ = ["Sizes", "build_engines", "engine_build_options", "engine_options_of"]
+__all__ = ["EngineChoice", "Sizes", "build_engines", "engine_build_options", "engine_choice"]
 
 Command = Callable[..., Any]
 
@@ -38,6 +41,9 @@ class Sizes(click.ParamType[SizeRange]):
             self.fail(str(error), param, ctx)
 
 
+NO_ENGINES = "none"
+"""What ``--backend`` takes to leave engines out."""
+
 _TARGETS = (CURRENT, *(target for flavour in FLAVOURS.values() for target in flavour.targets))
 
 
@@ -45,7 +51,10 @@ def engine_build_options(command: Command) -> Command:
     """``--backend`` and everything that only engines need."""
     options = [
         click.option(
-            "--backend", type=click.Choice(list(FLAVOURS)), help="Also build engines; default: ONNX only."
+            "--backend",
+            type=click.Choice([*FLAVOURS, NO_ENGINES]),
+            help="Engines to build beside the ONNX graphs; default: those of an installed TensorRT that "
+            "accepts this machine's GPU. none: ONNX only.",
         ),
         click.option(
             "--target",
@@ -82,38 +91,58 @@ def engine_build_options(command: Command) -> Command:
     return command
 
 
-def engine_options_of(options: Mapping[str, Any]) -> EngineOptions | None:
-    """The engine options, checked against module and machine; None where no engine is asked for.
+@dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """Which engines are built."""
+
+    flavour: Flavour
+    options: EngineOptions
+
+
+def engine_choice(options: Mapping[str, Any]) -> EngineChoice | None:
+    """The engines asked for, or those that this machine can run where nothing is said; None for ONNX only.
 
     Raises:
         InputError: If an option does not fit.
         MissingDependencyError: If the module is absent.
         EngineError: If it is to build for this machine's GPU and there is none.
     """
-    if options["backend"] is None:
-        if tuple(options["targets"]) != (CURRENT,):
-            raise InputError("--target is for engines; say which with --backend")
+    asked, targets = options["backend"], tuple(dict.fromkeys(options["targets"]))
+    if asked in (None, NO_ENGINES) and targets != (CURRENT,):
+        raise InputError("--target is for engines; say which with --backend")
+    if asked == NO_ENGINES:
+        return None
+    flavour, reason = usable_flavour() if asked is None else (flavour_of(asked), "")
+    if flavour is None:
+        status.print(_without_engines(reason), style="dim", markup=False, soft_wrap=True)
         return None
     names = EngineOptions.__dataclass_fields__
     wanted = EngineOptions(
         **{name: options[name] for name in names if name != "targets"},
-        targets=tuple(dict.fromkeys(options["targets"])),
+        targets=targets,
     )
-    flavour = flavour_of(options["backend"])
     wanted.check(flavour)
     flavour.load()
     if CURRENT in wanted.targets:
         current_gpu(flavour, instead=flavour.without_gpu())
-    return wanted
+    return EngineChoice(flavour=flavour, options=wanted)
 
 
-def build_engines(bundle: Bundle, backend: str, options: EngineOptions) -> dict[str, Any]:
+def _without_engines(reason: str) -> str:
+    ahead = FLAVOURS["tensorrt-rtx"]
+    return (
+        f"ONNX only: {reason}. For engines of another machine's GPU add --backend {ahead.backend} --target "
+        f"{' or '.join(ahead.targets)} ({install_command(ahead.backend)})"
+    )
+
+
+def build_engines(bundle: Bundle, choice: EngineChoice) -> dict[str, Any]:
     """Build what is missing, with a bar; interrupted, finished engines stay.
 
     Returns:
         Folder, bytes of its plans, and which components were built now.
     """
-    build = plan_engine_build(bundle, flavour_of(backend), options)
+    build = plan_engine_build(bundle, choice.flavour, choice.options)
     with progress_bar("engines", None) as progress:
         records = build.run(_reporter(progress))
     return {

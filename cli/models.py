@@ -3,8 +3,9 @@
 from dataclasses import asdict
 
 import click
+from rich.markup import escape
 
-from emag_export.cli.console import out, print_json, table
+from emag_export.cli.console import out, print_json
 from emag_export.models import KNOWN_MODELS
 
 __all__ = ["command"]
@@ -20,14 +21,15 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json({name: asdict(model) for name, model in KNOWN_MODELS.items()})
         return
-    grid = table("name", "what", "source", "licence", "EMAG blocks")
     for name, model in KNOWN_MODELS.items():
         layers = model.defaults.emag_layers
-        grid.add_row(
-            name,
-            model.summary,
-            "in this package" if model.source.startswith("package:") else model.source,
-            "accept on the hub" if model.gated else "Apache-2.0",
-            f"{layers[0]}-{layers[-1]} of {model.blocks}",
+        facts = (
+            "in this package"
+            if model.source.startswith("package:")
+            else f"https://huggingface.co/{model.source}",
+            "accept its licence there" if model.gated else "Apache-2.0",
+            f"EMAG blocks {layers[0]}-{layers[-1]} of {model.blocks}",
         )
-    out.print(grid)
+        # Wrapped by the terminal, not by us: an address that is cut or broken cannot be copied.
+        out.print(f"[bold]{name}[/]: {escape(model.summary)}", soft_wrap=True)
+        out.print(f"    {', '.join(facts)}", style="dim", markup=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import mmap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ __all__ = ["hash_file", "hash_files", "hash_json"]
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of one file's bytes, in hexadecimal.
+    """SHA-256 of one file's bytes, in hexadecimal; other threads run meanwhile.
 
-    The file is mapped and hashed in one call, which lets other threads run all the while.
+    The file is read, not mapped: pages of a mapped file count as this process's memory, as many as the file
+    has, beside whatever else is loaded.
     """
     with path.open("rb") as file:
-        if not path.stat().st_size:  # nothing can be mapped
-            return hashlib.sha256().hexdigest()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return hashlib.sha256(content).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_json(data: Any) -> str:

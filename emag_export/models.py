@@ -35,6 +35,8 @@ class KnownModel:
     gated: bool = False
     blocks: int
     """Transformer blocks of the checkpoint."""
+    precision: str = "float16"
+    """Of a bundle, where no other is asked for."""
     defaults: SamplingDefaults
 
 
@@ -45,6 +47,7 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
             source="package:tiny_sd3/model",
             summary="embedded, trained on coloured shapes, 64x64",
             blocks=10,
+            precision="float32",
             defaults=SamplingDefaults(
                 height=64,
                 width=64,

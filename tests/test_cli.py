@@ -15,20 +15,23 @@ from PIL import Image
 
 from emag_export.cli.options import Blocks
 from emag_export.contract import Variant
+from emag_export.models import KNOWN_MODELS
 from emag_export.runtime.metadata import read_picture_record
 
 PROMPT = "a large red circle on a blue background"
 
 
-def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """``emag-export`` in a process of its own, wide enough that no sentence is wrapped."""
+def run(
+    *arguments: str | Path, cwd: Path | None = None, width: int = 240
+) -> subprocess.CompletedProcess[str]:
+    """``emag-export`` in a process of its own, by default so wide that no sentence is wrapped."""
     command = [sys.executable, "-m", "emag_export.cli.main", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "240", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "COLUMNS": str(width), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
-def succeeded(*arguments: str | Path) -> str:
-    result = run(*arguments)
+def succeeded(*arguments: str | Path, width: int = 240) -> str:
+    result = run(*arguments, width=width)
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr, "warnings of libraries must not reach the user"
     return result.stdout
@@ -190,7 +193,11 @@ def test_inspect_shows_and_checks(tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_models_and_doctor() -> None:
     assert json.loads(succeeded("models", "--json"))["sd3"]["source"].startswith("stabilityai/")
-    assert "tiny-sd3" in succeeded("models")
+    shown = succeeded("models", width=60)
+    for model in KNOWN_MODELS.values():
+        assert model.source in shown or model.source.startswith("package:"), (
+            "an id that is cut cannot be copied"
+        )
     assert "can run: onnxruntime on the CPU" in succeeded("doctor")
     assert json.loads(succeeded("doctor", "--json"))["runs"]
 

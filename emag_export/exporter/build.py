@@ -1,6 +1,5 @@
 """Build a bundle: check everything first, then export one component at a time, then publish."""
 
-import gc
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from emag_export.contract import GraphSpec
 from emag_export.exporter.half import PRECISION_NOTES
 from emag_export.exporter.identify import BuildOptions, BuildPlan, BuildProgress, finished_bundle, identify
 from emag_export.exporter.preview import fit_preview
+from emag_export.exporter.resources import needs_of, require_memory
 from emag_export.exporter.staging import Staging, disk_errors, require_disk_space, require_free_target
 from emag_export.manifest import Manifest
 from emag_export.shared_encoders import record_encoders
@@ -51,12 +51,14 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool, on_progress: BuildPr
 
     Raises:
         ModelError: If weights cannot be loaded.
-        InputError: If the folder cannot be used.
+        InputError: If the folder cannot be used, or the machine is too small.
         ExportError: If tracing or checking fails, or the disk is full.
     """
     source, contract = plan.source, plan.contract
     require_free_target(out, overwrite=overwrite)
-    require_disk_space(out, _bytes_to_write(plan))
+    needs = needs_of(plan)
+    require_disk_space(out, needs.disk)
+    require_memory(needs)
     with disk_errors(out):
         staging = Staging(out, plan.key)
         graphs = _graphs(plan, staging, on_progress)
@@ -96,15 +98,6 @@ def _precision_notes(plan: BuildPlan) -> dict[str, str]:
     return {name: PRECISION_NOTES[name] for name in plan.components if name in PRECISION_NOTES}
 
 
-def _bytes_to_write(plan: BuildPlan) -> int:
-    """Disk that the bundle will take, from what the source takes: half precision doubles in float32.
-
-    In half precision some layers stay in float32: a fifth of T5, the whole of a decoder.
-    """
-    growth = 2.0 if plan.contract.precision == "float32" else 1.25
-    return int(1.1 * growth * plan.source.weight_bytes(*(COMPONENTS[name] for name in plan.components)))
-
-
 def _graphs(plan: BuildPlan, staging: Staging, on_progress: BuildProgress) -> dict[str, GraphSpec]:
     """Export every component, the largest first, with one set of weights in memory at a time."""
     from emag_export.exporter.export import component_spec, export_component
@@ -113,7 +106,6 @@ def _graphs(plan: BuildPlan, staging: Staging, on_progress: BuildProgress) -> di
         if staging.finished(name):
             on_progress(name, "reuse")
         staging.part(name, lambda folder, name=name: export_component(plan, name, folder, on_progress))  # type: ignore[misc]
-        gc.collect()
     return {name: component_spec(plan, name) for name in plan.components}
 
 

@@ -1,5 +1,6 @@
 """Export one component: load its weights, trace it, check the graph where that fits into memory."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -13,13 +14,11 @@ from emag_export.exporter.fork import ForkedSD3
 from emag_export.exporter.identify import BuildPlan, BuildProgress
 from emag_export.exporter.onnx_export import export_graph
 from emag_export.exporter.passes import write_engine_graphs
+from emag_export.exporter.resources import VERIFIED_BYTES
 from emag_export.exporter.verify import TOLERANCES, verify_graph
 from emag_export.shapes import Sizes
 
 __all__ = ["component_spec", "export_component"]
-
-_VERIFIED_BYTES = 2 << 30
-"""Graphs with more weights are not run here after the export: ``compare`` does that, and needs the memory."""
 
 
 def component_spec(plan: BuildPlan, name: str) -> GraphSpec:
@@ -43,24 +42,31 @@ def export_component(plan: BuildPlan, name: str, folder: Path, on_progress: Buil
         ModelError: If its weights cannot be loaded.
         ExportError: If tracing or checking fails.
     """
-    precision, graph = plan.contract.precision, folder / GRAPH_FILE
-    on_progress(name, "load")
-    module, sizes = _load(plan, name)
-    spec = component_spec(plan, name)
-    on_progress(name, "trace")
-    export_graph(module, spec, random_inputs(spec, sizes[0]), graph)
-    graphs = [graph, *write_engine_graphs(graph)]
-    if precision in TOLERANCES and _bytes(module) <= _VERIFIED_BYTES:
-        on_progress(name, "verify")
-        for checked in graphs:
-            verify_graph(module, spec, checked, sizes[1:], precision)
-    # The folder it was once loaded from is nobody's business.
+    graph = folder / GRAPH_FILE
+    _write_graphs(plan, name, graph, on_progress)
+    gc.collect()  # the tracer leaves cycles that hold the weights
+    # Without the folder that the model was once loaded from.
     config = {
         key: value for key, value in plan.source.config(COMPONENTS[name]).items() if key != "_name_or_path"
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     written = sum(path.stat().st_size for path in folder.iterdir())
     on_progress(name, f"{written / 1e6:.1f} MB written")
+
+
+def _write_graphs(plan: BuildPlan, name: str, graph: Path, on_progress: BuildProgress) -> None:
+    """Load, trace and check; all weights are let go at the end."""
+    precision = plan.contract.precision
+    on_progress(name, "load")
+    module, sizes = _load(plan, name)
+    spec = component_spec(plan, name)
+    on_progress(name, "trace")
+    export_graph(module, spec, random_inputs(spec, sizes[0]), graph)
+    graphs = [graph, *write_engine_graphs(graph)]
+    if precision in TOLERANCES and _bytes(module) <= VERIFIED_BYTES:
+        on_progress(name, "verify")
+        for checked in graphs:
+            verify_graph(module, spec, checked, sizes[1:], precision)
 
 
 def _load(plan: BuildPlan, name: str) -> tuple[nn.Module, tuple[Sizes, ...]]:

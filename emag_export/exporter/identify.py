@@ -66,7 +66,8 @@ class BuildOptions:
     renorm: Renorm = Renorm.ROW
     blocks: tuple[int, ...] | None = None
     """Candidate blocks; None takes the model's defaults."""
-    precision: str = "float32"
+    precision: str | None = None
+    """float32, float16 or bfloat16; None takes the model's own."""
     state_precision: str = "float32"
     """In which the averages are kept between two steps; within a step they are float32."""
     revision: str | None = None
@@ -94,10 +95,14 @@ def arguments_of(model: str, options: BuildOptions) -> tuple[str, ...]:
 
     Args:
         model: Known name, diffusers folder or hub id.
-        options: Those at their default get no words, except the variant and the precision.
+        options: Those at their default get no words, except the variant.
     """
-    precision = next(name for name, dtype in PRECISIONS.items() if dtype == options.precision)
-    words = ["--model", model, "--variant", str(options.variant), "--precision", precision]
+    words = ["--model", model, "--variant", str(options.variant)]
+    if options.precision is not None:
+        words += [
+            "--precision",
+            next(name for name, dtype in PRECISIONS.items() if dtype == options.precision),
+        ]
     if options.blocks is not None:
         words += ["--emag-layers", ",".join(map(str, options.blocks))]
     if options.state_precision != BuildOptions.state_precision:
@@ -141,7 +146,7 @@ class BuildPlan:
     key: str
     """SHA-256 over the fields above and the recipes; a bundle with this key need not be made again."""
     arguments: tuple[str, ...]
-    """Of ``emag-export build``, with blocks and revision as they were found; no part of the key."""
+    """Of ``emag-export build``, with blocks, precision and revision as found; no part of the key."""
 
     @property
     def vae_factor(self) -> int:
@@ -185,7 +190,7 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
     recipe = [asdict(contract), asdict(defaults), components, OPSET, GRAPHS, PREVIEW_FIT]
     if encoders is not None:
         recipe.append(shared_files(encoders, shared))
-    chosen = replace(options, blocks=contract.blocks, revision=source.revision)
+    chosen = replace(options, blocks=contract.blocks, precision=contract.precision, revision=source.revision)
     return BuildPlan(
         source=source,
         contract=contract,
@@ -310,8 +315,9 @@ def _contract(source: SourceModel, options: BuildOptions) -> tuple[DenoiserContr
     config = source.config("transformer")
     pixels = config["sample_size"] * _vae_factor(source)
     defaults = sampling_defaults(source.name, blocks=config["num_layers"], sample_pixels=pixels)
-    if options.precision not in PRECISIONS.values():
-        raise InputError(f"there is no precision {options.precision!r}; choose float32, float16 or bfloat16")
+    precision = source.precision() if options.precision is None else options.precision
+    if precision not in PRECISIONS.values():
+        raise InputError(f"there is no precision {precision!r}; choose float32, float16 or bfloat16")
     if options.state_precision not in STATE_PRECISIONS.values():
         raise InputError(f"averages cannot be kept in {options.state_precision!r}; choose float32 or float16")
     if options.max_sequence_length is not None:
@@ -327,7 +333,7 @@ def _contract(source: SourceModel, options: BuildOptions) -> tuple[DenoiserContr
         variant=options.variant,
         blocks=blocks,
         renorm=options.renorm,
-        precision=options.precision,
+        precision=precision,
         state_dtype=options.state_precision,
     )
     return contract, defaults

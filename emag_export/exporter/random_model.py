@@ -11,8 +11,12 @@ from emag_export.architectures import CLASSES, PARAMETERS, PIPELINES, TOKEN_LIMI
 from emag_export.errors import ModelError
 from emag_export.exporter.source import SourceModel
 from emag_export.hashing import hash_json
+from emag_export.models import KNOWN_MODELS
 
 __all__ = ["RandomModel", "random_model"]
+
+_BYTES = 2
+"""Of a weight in half precision, as the models were published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,15 @@ class RandomModel(SourceModel):
     def weight_bytes(self, *components: str) -> int:
         """Bytes in half precision, as published; nothing lies on the disk."""
         names = components or tuple(PIPELINES[self.name])
-        return sum(2 * PARAMETERS.get(self.name if n == "transformer" else n, 0) for n in names)
+        return sum(_BYTES * PARAMETERS.get(self.name if n == "transformer" else n, 0) for n in names)
+
+    def bytes_per_weight(self) -> int:
+        """As :meth:`weight_bytes` counts."""
+        return _BYTES
+
+    def precision(self) -> str:
+        """The published model's; float32 where there is none, whose shape is for measuring alone."""
+        return super().precision() if self.name in KNOWN_MODELS else "float32"
 
     def load(self, component: str, model_class: Any, **options: Any) -> Any:
         """The component with random weights; options as ``from_pretrained`` takes them."""

@@ -18,6 +18,7 @@ from emag_export.architectures import CLASSES, PIPELINES
 from emag_export.bundle import TOKENIZERS
 from emag_export.errors import ModelError
 from emag_export.exporter.source import SourceModel
+from emag_export.exporter.weight_files import is_half_precision
 from emag_export.hashing import hash_file, hash_files, hash_json
 
 __all__ = ["SingleFileModel", "open_single_file"]
@@ -85,6 +86,10 @@ class SingleFileModel(SourceModel):
     def variant(self, component: str) -> str | None:
         """None: a file has no variants."""
         return None
+
+    def bytes_per_weight(self) -> int:
+        """2 or 4: how most of the transformer is stored."""
+        return 2 if is_half_precision(self.path, _PREFIXES["transformer"]) else 4
 
     def load(self, component: str, model_class: Any, **options: Any) -> Any:
         """A component with its weights, converted by diffusers' single-file loaders.

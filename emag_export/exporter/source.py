@@ -10,7 +10,14 @@ from typing import Any
 
 from emag_export.errors import ModelError
 from emag_export.exporter.hub import download
-from emag_export.exporter.weight_files import CONFIGURATION, WEIGHTED, WEIGHTS, needed_files, variant_of
+from emag_export.exporter.weight_files import (
+    CONFIGURATION,
+    WEIGHTED,
+    WEIGHTS,
+    is_half_precision,
+    needed_files,
+    variant_of,
+)
 from emag_export.hashing import hash_files
 from emag_export.models import KNOWN_MODELS
 
@@ -79,6 +86,17 @@ class SourceModel:
                         "save or download the model again"
                     )
         return variant_of(weights[0].name)
+
+    def precision(self) -> str:
+        """Of a bundle, where none is asked for: a known model's, else float32 or float16 as it is stored."""
+        if self.name in KNOWN_MODELS:
+            return KNOWN_MODELS[self.name].precision
+        return "float16" if self.bytes_per_weight() == 2 else "float32"
+
+    def bytes_per_weight(self) -> int:
+        """2 or 4: how most of the transformer is stored."""
+        weights = (path for path in self.files() if path.match("transformer/*.safetensors"))
+        return 2 if is_half_precision(next(weights)) else 4
 
     def load(self, component: str, model_class: Any, **options: Any) -> Any:
         """A component with its weights, of which one copy at most is held.

@@ -1,11 +1,15 @@
 """Which files of a diffusers pipeline hold what an export reads, by their names alone."""
 
+import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from emag_export.errors import ModelError
 
-__all__ = ["CONFIGURATION", "WEIGHTED", "WEIGHTS", "needed_files", "variant_of"]
+__all__ = ["CONFIGURATION", "WEIGHTED", "WEIGHTS", "is_half_precision", "needed_files", "variant_of"]
 
 CONFIGURATION = (".json", ".txt", ".model")
 WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -58,6 +62,28 @@ def needed_files(names: Iterable[str], model: str) -> list[str]:
             if name.endswith(CONFIGURATION) and not WEIGHTS.fullmatch(name)
         ]
     return sorted(needed)
+
+
+def is_half_precision(weights: Path, prefix: str = "") -> bool:
+    """Whether most numbers in a safetensors file have 16 bits or fewer; only its header is read.
+
+    Args:
+        weights: The file.
+        prefix: Of the tensors that count.
+
+    Raises:
+        ModelError: If it has no header.
+    """
+    try:
+        with weights.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        kinds = Counter[str]()
+        for name, tensor in header.items():
+            if name != "__metadata__" and name.startswith(prefix):
+                kinds[tensor["dtype"]] += math.prod(tensor["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise ModelError(f"{weights} is damaged: it has no safetensors header; download it again") from error
+    return kinds.total() > 2 * (kinds["F32"] + kinds["F64"])
 
 
 def variant_of(name: str) -> str | None:

@@ -1,14 +1,13 @@
 """Whether the reference and an engine fit into memory side by side, estimated before either is loaded."""
 
-import psutil  # type: ignore[import-untyped]
-
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.contract import DTYPE_BYTES
 from emag_export.errors import InputError
+from emag_export.exporter.resources import free_memory
 from emag_export.runtime.prepare import Prepared
 from emag_export.runtime.state import EmaState
 
-__all__ = ["available_bytes", "must_record"]
+__all__ = ["must_record"]
 
 _ENGINE_COPIES = 2
 """Times the float32 weights that an engine may take. Measured for a chain of MatMuls in onnxruntime on a CPU:
@@ -17,11 +16,6 @@ packs for one operator and that another one reads unpacked is there twice. Too m
 
 _ROOM = 2 * 10**9
 """Bytes left for activations and everything else that runs here."""
-
-
-def available_bytes() -> int:
-    """Memory that can be taken without swapping."""
-    return int(psutil.virtual_memory().available)
 
 
 def must_record(bundle: Bundle, prepared: Prepared, *, floor: bool) -> bool:
@@ -38,7 +32,7 @@ def must_record(bundle: Bundle, prepared: Prepared, *, floor: bool) -> bool:
     files = sum(record.bytes for name, record in bundle.files.items() if name.startswith(f"{DENOISER}/"))
     float32 = files * DTYPE_BYTES["float32"] // DTYPE_BYTES[bundle.contract.precision]
     models = float32 + floor * files
-    available = available_bytes()
+    available = free_memory()
     if models + _ENGINE_COPIES * float32 + _ROOM <= available:
         return False
     state = EmaState.zeros_for(

@@ -1,0 +1,99 @@
+"""What a build will take, by arithmetic, before it begins: disk for the bundle, memory for its largest part.
+
+Everything follows from how many weights a component has and how they are written. The numbers below were
+fitted to builds with random weights (``python -m benchmarks.full_size``).
+"""
+
+from dataclasses import dataclass
+
+import psutil  # type: ignore[import-untyped]
+
+from emag_export.bundle import COMPONENTS
+from emag_export.contract import DTYPE_BYTES
+from emag_export.errors import InputError
+from emag_export.exporter.identify import BuildPlan
+
+__all__ = ["VERIFIED_BYTES", "Needs", "free_memory", "needs_of", "require_memory"]
+
+VERIFIED_BYTES = 2 << 30
+"""Graphs with more weights are not run after the export: ``compare`` does that, and needs the memory."""
+
+_LIBRARIES = 600 * 10**6
+"""PyTorch, diffusers and onnx, and a traced graph without its weights."""
+
+_CHECKING = 1.5
+"""Times the float32 weights that onnxruntime takes while a graph is checked: it computes half precision in
+float32 on a CPU, and packs weights for its products."""
+
+_WIDE = {"text_encoder_3": 1.2, "vae_decoder": 2.0}
+"""Component to how much larger its half-precision graph is for what stays in float32."""
+
+_MARGIN = 1.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Bytes."""
+
+    disk: int
+    memory: int
+    """Of this process's own, at its highest."""
+    component: str
+    """Whose export takes most memory."""
+
+    def describe(self) -> str:
+        """In words, with what is free now."""
+        return (
+            f"needs about {self.disk / 1e9:.1f} GB of disk and {self.memory / 1e9:.1f} GB of memory "
+            f"for {self.component}; {free_memory() / 1e9:.1f} GB of memory are free"
+        )
+
+
+def needs_of(plan: BuildPlan, *, engines: bool = False) -> Needs:
+    """Disk and memory of an export.
+
+    Args:
+        plan: What is built.
+        engines: Whether compiled engines will lie beside the graphs; each is about as large as its graph.
+    """
+    written = {name: _written(plan, name) for name in plan.components}
+    memory = {name: _memory(plan, size) for name, size in written.items()}
+    largest = max(memory, key=lambda name: memory[name])
+    return Needs(
+        disk=round(_MARGIN * (1 + engines) * sum(written.values())),
+        memory=round(_MARGIN * memory[largest]),
+        component=largest,
+    )
+
+
+def _written(plan: BuildPlan, name: str) -> float:
+    """Bytes of a component's weights as its graph has them."""
+    source, precision = plan.source, plan.contract.precision
+    weights = source.weight_bytes(COMPONENTS[name]) / source.bytes_per_weight()
+    return weights * DTYPE_BYTES[precision] * (1.0 if precision == "float32" else _WIDE.get(name, 1.0))
+
+
+def _memory(plan: BuildPlan, written: float) -> float:
+    checked = written <= VERIFIED_BYTES
+    float32 = written * DTYPE_BYTES["float32"] / DTYPE_BYTES[plan.contract.precision]
+    return _LIBRARIES + written + checked * _CHECKING * float32
+
+
+def free_memory() -> int:
+    """Bytes that can be taken without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+def require_memory(needs: Needs) -> None:
+    """Refuse a build that cannot fit into this machine, however empty it is.
+
+    Raises:
+        InputError: With what would fit.
+    """
+    largest = psutil.virtual_memory().total + psutil.swap_memory().total
+    if needs.memory > largest:
+        raise InputError(
+            f"exporting {needs.component} needs about {needs.memory / 1e9:.1f} GB of memory, "
+            f"this machine has {largest / 1e9:.1f} GB; take a half precision, leave the component out with "
+            "--components, or build on a larger machine"
+        )
