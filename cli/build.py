@@ -99,6 +99,8 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
         built = summary["engines"]
         out.print(f"{built['folder']}: {built['bytes'] / 1e6:.1f} MB", soft_wrap=True)
         backend = f"--backend {engines.flavour.backend} "
+    elif contract.precision == "bfloat16":
+        backend = "--device cuda "  # onnxruntime's CPU provider does not run it
     draws = "text_encoder" in components_of(bundle)
     what = f'generate {output} {backend}--prompt "…" -o picture.png' if draws else f"bench {output} {backend}"
     out.print(f"Next: emag-export {what}", style="dim", markup=False, soft_wrap=True)

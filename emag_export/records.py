@@ -31,7 +31,7 @@ def dump_record(record: Any) -> str:
     Args:
         record: A dataclass; every field of it, however deep, is plain data.
     """
-    return json.dumps(asdict(record), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_record(kind: type[Record], text: str | bytes, *, name: str, remedy: str) -> Record:

@@ -15,7 +15,7 @@ from emag_export.exporter import identify as identify_module
 from emag_export.exporter.build import build
 from emag_export.exporter.export import export_component
 from emag_export.exporter.identify import (
-    OPSET,
+    OPSETS,
     BuildOptions,
     BuildPlan,
     BuildProgress,
@@ -169,7 +169,7 @@ def test_key_follows_what_decides_the_content(
     keys.add(key(model=copy))
     monkeypatch.setattr(identify_module, "version", lambda name: "0")
     keys.add(key())
-    monkeypatch.setattr(identify_module, "OPSET", OPSET + 1)
+    monkeypatch.setattr(identify_module, "OPSETS", {"float32": OPSETS["float32"] + 1})
     keys.add(key())
     assert len(keys) == 9
 

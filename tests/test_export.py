@@ -1,5 +1,6 @@
 """What is exported: reproducible bytes, no traces of a machine, the contract's names, the model's numbers."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from emag_export.bundle import engine_graph_file
 from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ExportError
 from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
 from emag_export.exporter.fork import embed_time
-from emag_export.exporter.identify import OPSET
+from emag_export.exporter.identify import OPSETS
 from emag_export.exporter.onnx_export import export_graph
 from emag_export.exporter.passes import write_engine_graphs
 from tests.conftest import Exporter, small_fork
@@ -131,7 +133,7 @@ def test_axes_are_named_after_the_contract(name: str, variant: Variant, exported
     graph = exported(name, variant)
     model = onnx.load(str(graph.path), load_external_data=False)
     assert [(entry.domain, entry.version) for entry in model.opset_import if not entry.domain] == [
-        ("", OPSET)
+        ("", OPSETS["float32"])
     ]
     spec = graph.contract.graph
     for values, tensors in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
@@ -215,6 +217,50 @@ def test_ranges_that_meet_sizes_are_seen(tmp_path: Path) -> None:
     example = {"x": torch.ones(4, 3), "last": torch.ones(2, 3)}
     export_graph(Offset().eval(), spec, example, tmp_path / "model.onnx")
     assert joins_of_ranges_and_sizes(onnx.load(str(tmp_path / "model.onnx")).graph)
+
+
+def test_onnxruntime_gets_every_rms_norm_as_one_operator(exported: Exporter) -> None:
+    """Four norms of queries and keys in every block, two more in the two with a second attention."""
+    graph = exported("sd35", Variant.EMAG_Q)
+    own = onnx.load(str(graph.path.with_name(engine_graph_file("onnxruntime"))), load_external_data=False)
+    counts = Counter(node.op_type for node in own.graph.node)
+    assert (counts["SimplifiedLayerNormalization"], counts["Reciprocal"], counts["Pow"]) == (
+        3 * 4 + 2 * 2,
+        0,
+        0,
+    )
+    feeds = random_inputs(graph.contract.graph, DENOISER_CHECK_SIZES[2], seed=6)
+    wanted = EagerEngine(graph.fork, graph.contract.graph).run(feeds)
+    with graph.engine(own=True) as engine:
+        for name, got in engine.run(feeds).items():
+            close(got, wanted[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rms_norms_of_half_precision_are_found_too(dtype: torch.dtype, tmp_path: Path) -> None:
+    """There torch casts to float32 and back. A mean over another axis is no RMS norm of the last one."""
+
+    class Norms(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((8,), 1.5, dtype=dtype))
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            last, first = x.float(), y.float()
+            last = last * torch.rsqrt(last.pow(2).mean(-1, keepdim=True) + 1e-6)
+            first = first * torch.rsqrt(first.pow(2).mean(1, keepdim=True) + 1e-6)
+            return last.to(dtype) * self.weight, first.to(dtype) * self.weight
+
+    precision = str(dtype).removeprefix("torch.")
+    x, y, last, first = (
+        TensorSpec(name=name, dtype=precision, dims=("rows", 4, 8)) for name in ("x", "y", "last", "first")
+    )
+    spec, path = GraphSpec(name="norms", inputs=(x, y), outputs=(last, first)), tmp_path / "model.onnx"
+    example = {name: torch.ones(3, 4, 8, dtype=dtype) for name in ("x", "y")}
+    export_graph(Norms().eval(), spec, example, path, precision=precision)
+    (own,) = write_engine_graphs(path)
+    counts = Counter(node.op_type for node in onnx.load(str(own)).graph.node)
+    assert (counts["SimplifiedLayerNormalization"], counts["Reciprocal"]) == (1, 1)
 
 
 def test_what_cannot_be_traced_is_an_export_error(tmp_path: Path) -> None:

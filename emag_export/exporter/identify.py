@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from emag_export import __version__
@@ -25,7 +26,7 @@ from emag_export.shared_encoders import shared_files
 
 __all__ = [
     "GRAPHS",
-    "OPSET",
+    "OPSETS",
     "PREVIEW_FIT",
     "BuildOptions",
     "BuildPlan",
@@ -37,8 +38,9 @@ __all__ = [
     "resolve",
 ]
 
-OPSET = 20
-"""The oldest with ``Gelu`` as one operator; runs on onnxruntime, TensorRT and TensorRT-RTX alike."""
+OPSETS: Mapping[str, int] = MappingProxyType({"float32": 20, "float16": 20, "bfloat16": 22})
+"""Precision to the opset of its graphs. 20 is the oldest with ``Gelu`` as one operator, and runs on
+onnxruntime, TensorRT and TensorRT-RTX alike; 22 is the oldest in which ``Conv`` takes bfloat16."""
 
 GRAPHS = 2
 """Raised when the same model and options give another graph than before: a change of the fork, of a rule of
@@ -187,7 +189,8 @@ def identify(model: str, options: BuildOptions, on_progress: BuildProgress) -> B
         seed=options.seed,
         loras=lora_records(options.loras),
     )
-    recipe = [asdict(contract), asdict(defaults), components, OPSET, GRAPHS, PREVIEW_FIT]
+    recipe: list[Any] = [asdict(contract), asdict(defaults), components]
+    recipe += [OPSETS[contract.precision], GRAPHS, PREVIEW_FIT]
     if encoders is not None:
         recipe.append(shared_files(encoders, shared))
     chosen = replace(options, blocks=contract.blocks, precision=contract.precision, revision=source.revision)

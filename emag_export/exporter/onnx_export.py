@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from emag_export.contract import GraphSpec
 from emag_export.errors import ExportError
-from emag_export.exporter.identify import OPSET
+from emag_export.exporter.identify import OPSETS
 from emag_export.shapes import Dim
 
 __all__ = ["export_graph"]
@@ -28,7 +28,14 @@ EXTERNAL_DATA_BYTES = 1 << 20
 _SYMBOL = re.compile(r"\bs\d+\b")
 
 
-def export_graph(module: nn.Module, spec: GraphSpec, example: Mapping[str, Tensor], path: Path) -> None:
+def export_graph(
+    module: nn.Module,
+    spec: GraphSpec,
+    example: Mapping[str, Tensor],
+    path: Path,
+    *,
+    precision: str = "float32",
+) -> None:
     """Write ``module`` as ONNX.
 
     Args:
@@ -37,6 +44,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, example: Mapping[str, Tenso
         example: Inputs to trace with. Sizes that differ from each other, and batches above one, keep
             dimensions from being taken for constants or for one another.
         path: The ONNX file. Large weights go to ``<name>.data`` beside it.
+        precision: Of its weights, which decides the opset.
 
     Raises:
         ExportError: If tracing fails, or the result does not fit ``spec``.
@@ -47,6 +55,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, example: Mapping[str, Tenso
         }
         for tensor in spec.inputs
     }
+    opset = OPSETS[precision]
     try:
         with _quiet(), torch.inference_mode():
             program = torch.onnx.export(
@@ -56,7 +65,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, example: Mapping[str, Tenso
                 dynamic_shapes=dynamic,
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
-                opset_version=OPSET,
+                opset_version=opset,
                 dynamo=True,
                 optimize=True,
                 verbose=False,
@@ -66,8 +75,8 @@ def export_graph(module: nn.Module, spec: GraphSpec, example: Mapping[str, Tenso
     if program is None:
         raise ExportError(f"torch.onnx.export returned nothing for {spec.name}")
     model = program.model
-    if model.opset_imports[""] != OPSET:
-        raise ExportError(f"{spec.name} came out at opset {model.opset_imports['']}, {OPSET} was asked for")
+    if model.opset_imports[""] != opset:
+        raise ExportError(f"{spec.name} came out at opset {model.opset_imports['']}, {opset} was asked for")
     _name_axes(model, spec)
     ClearMetadataAndDocStringPass()(model)
     _save(model, path)

@@ -34,11 +34,11 @@ def _fused_attention(op: Any, query: Any, key: Any, value: Any, scale: Any) -> A
     heads, width = query.shape[1], query.shape[3]
     tokens = op.Constant(value_ints=[0, 0, heads * width])
     split = op.Constant(value_ints=[0, 0, heads, width])
-    asked, keys, values = (
+    queries, keys, values = (
         op.Reshape(op.Transpose(tensor, perm=[0, 2, 1, 3]), tokens) for tensor in (query, key, value)
     )
     mixed = op.MultiHeadAttention(
-        asked,
+        queries,
         keys,
         values,
         num_heads=heads,
@@ -52,11 +52,47 @@ def _fused_attention(op: Any, query: Any, key: Any, value: Any, scale: Any) -> A
 def _can_be_fused(context: Any, query: Any, scale: Any, **_: Any) -> bool:
     """Heads and their width are known, the scale is a number, and the operator knows the type."""
     known = query.shape is not None and len(query.shape) == 4 and scale.const_value is not None
-    return known and query.dtype in (DataType.FLOAT, DataType.FLOAT16)
+    return known and query.dtype in (DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16)
+
+
+def _normed(op: Any, x: Any, epsilon: Any) -> Any:
+    """X over the root of its mean square along the last axis, as torch writes ``rsqrt`` down."""
+    mean = op.ReduceMean(op.Pow(x, 2.0), _allow_other_inputs=True, _outputs=["mean"])
+    return op.Mul(x, op.Reciprocal(op.Sqrt(op.Add(mean, epsilon))))
+
+
+def _rms_norm(op: Any, x: Any, epsilon: Any, weight: Any) -> Any:
+    return op.Mul(_normed(op, x, epsilon), weight)
+
+
+def _half_rms_norm(op: Any, x: Any, epsilon: Any, weight: Any) -> Any:
+    """In half precision torch computes it in float32, and rounds before the weight."""
+    return op.Mul(op.Cast(_normed(op, op.Cast(x, to=DataType.FLOAT), epsilon)), weight)
+
+
+def _fused_rms_norm(op: Any, x: Any, epsilon: Any, weight: Any, **_: Any) -> Any:
+    """Onnxruntime's name for it; computed in float32, whatever the type."""
+    value = float(epsilon.const_value.numpy().item())
+    return op.SimplifiedLayerNormalization(x, weight, axis=-1, epsilon=value, stash_type=1)
+
+
+def _is_rms_norm(context: Any, x: Any, epsilon: Any, weight: Any, mean: Any, **_: Any) -> bool:
+    """The mean is over the last axis, of which the weight has one number per item, and epsilon is known."""
+    (axes,) = (value.const_value for value in mean.producer().inputs[1:])
+    last = axes is not None and axes.numpy().tolist() in ([-1], [len(x.shape or ()) - 1])
+    return last and epsilon.const_value is not None and weight.shape is not None and len(weight.shape) == 1
 
 
 ENGINE_RULES: Mapping[str, RewriteRuleSet] = MappingProxyType(
-    {"onnxruntime": RewriteRuleSet([RewriteRule(_attention, _fused_attention, _can_be_fused)])}
+    {
+        "onnxruntime": RewriteRuleSet(
+            [
+                RewriteRule(_half_rms_norm, _fused_rms_norm, _is_rms_norm),
+                RewriteRule(_rms_norm, _fused_rms_norm, _is_rms_norm),
+                RewriteRule(_attention, _fused_attention, _can_be_fused),
+            ]
+        )
+    }
 )
 """Backend to what is rewritten for it.
 

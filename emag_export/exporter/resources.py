@@ -43,9 +43,10 @@ class Needs:
 
     def describe(self) -> str:
         """In words, with what is free now."""
+        disk = f"{self.disk / 1e9:.1f} GB" if self.disk >= 10**8 else f"{self.disk / 1e6:.0f} MB"
         return (
-            f"needs about {self.disk / 1e9:.1f} GB of disk and {self.memory / 1e9:.1f} GB of memory "
-            f"for {self.component}; {free_memory() / 1e9:.1f} GB of memory are free"
+            f"needs about {disk} of disk and {self.memory / 1e9:.1f} GB of memory for {self.component}; "
+            f"{free_memory() / 1e9:.1f} GB of memory are free"
         )
 
 
