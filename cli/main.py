@@ -23,11 +23,22 @@ _COMMANDS = {
     "demo": "Build, generate and compare with the embedded model.",
 }
 
-_EPILOG = """\b
-Exit codes: 0 success, 1 comparison above its threshold or unexpected error, 2 bad input,
-3 model, 4 bundle, 5 export, 6 engine, 7 missing package, 130 interrupted.
+# click leaves a paragraph that begins with a backspace as it is; others are wrapped.
+_HELP = """Export diffusion transformers with EMAG guidance to ONNX, and run them.
+
 \b
-Shell completion: eval "$(_EMAG_EXPORT_COMPLETE=bash_source emag-export)"   (or zsh_source, fish_source)
+First picture:
+  emag-export build --model tiny-sd3 -o bundle
+  emag-export generate bundle -o circle.png \\
+    --prompt "a large red circle on a blue background"
+"""
+
+_EPILOG = """Exit codes: 0 success, 1 comparison above its threshold or unexpected error, 2 bad input, 3 model,
+4 bundle, 5 export, 6 engine, 7 missing package, 130 interrupted.
+
+\b
+Shell completion, or with zsh_source and fish_source:
+  eval "$(_EMAG_EXPORT_COMPLETE=bash_source emag-export)"
 """
 
 
@@ -75,18 +86,14 @@ class _LazyGroup(click.Group):
             raise _Interrupted("interrupted; the same command continues where it stopped") from error
 
 
-@click.group(cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup, help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__)
 @click.option("-v", "--verbose", count=True, help="Show what libraries log; twice for details.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings.")
 def main(verbose: int, quiet: bool) -> None:
-    r"""Export diffusion transformers with EMAG guidance to ONNX, and run them.
-
-    \b
-    First picture:
-      emag-export build --model tiny-sd3 -o bundle
-      emag-export generate bundle --prompt "a large red circle on a blue background" -o circle.png
-    """
+    """Set how much is said; every command runs below this."""
     from emag_export.cli.console import set_verbosity
 
     set_verbosity(-1 if quiet else verbose)

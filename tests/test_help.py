@@ -1,0 +1,30 @@
+"""Every ``--help`` is what its file says; ``python -m tests.help`` writes them anew."""
+
+import re
+
+import pytest
+
+from tests.help import FOLDER, commands, shown
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_is_as_stored(name: str) -> None:
+    assert shown(name) == (FOLDER / f"{name}.txt").read_text("utf-8")
+
+
+def test_every_file_belongs_to_a_command() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*.txt")) == sorted(commands())
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_fits_a_terminal_and_shows_no_markup(name: str) -> None:
+    for line in shown(name).splitlines():
+        assert len(line) <= 80, line
+        assert line == line.rstrip(), repr(line)
+        assert line.isprintable(), repr(line)
+        assert not re.search(r"\\[a-z]|``|:\w+:`", line), line
+
+
+def test_the_first_commands_stand_on_lines_of_their_own() -> None:
+    """They were one paragraph once, with a literal backslash in front."""
+    assert "\n    emag-export build --model tiny-sd3 -o bundle\n" in shown("emag-export")
