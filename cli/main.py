@@ -33,8 +33,8 @@ First picture:
     --prompt "a large red circle on a blue background"
 """
 
-_EPILOG = """Exit codes: 0 success, 1 comparison above its threshold or unexpected error, 2 bad input, 3 model,
-4 bundle, 5 export, 6 engine, 7 missing package, 130 interrupted.
+_EPILOG = """Exit codes: 0 success, 1 comparison above its threshold or unexpected error, 2 bad input,
+3 model, 4 bundle, 5 export, 6 engine, 7 missing package, 130 interrupted.
 
 \b
 Shell completion, or with zsh_source and fish_source:

@@ -1,7 +1,6 @@
-"""Write every ``--help`` as it is now: ``python -m tests.help``. Read the difference before you commit it."""
+"""Write every ``--help`` as it is now: ``python -m tests.help``. Then read the difference."""
 
 from tests.help import FOLDER, commands, shown
 
 for name in commands():
     (FOLDER / f"{name}.txt").write_text(shown(name), "utf-8")
-    print(FOLDER / f"{name}.txt")
