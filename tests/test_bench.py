@@ -1,6 +1,7 @@
 """Measurement: turns, medians, intervals, and the command on a real bundle."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from emag_export.architectures import PIPELINES
 from emag_export.bench.contender import Contender
 from emag_export.bench.memory import measure_peak
-from emag_export.bench.race import race
+from emag_export.bench.race import WARM_UP_ROUNDS, race
 from emag_export.bench.scaling import measure_scaling
 from emag_export.bench.session import Setup
 from emag_export.bench.timing import StepTime
@@ -34,16 +35,18 @@ SECONDS = {Phase.PLAIN: 2.0, Phase.TRACK: 2.0, Phase.GUIDE: 2.75}
 
 @pytest.fixture
 def contender() -> Callable[..., Contender]:
-    """(guidance, log, jitter) to a contender whose steps take exactly what a row-block costs."""
+    """(guidance, log, jitter, steps) to a contender whose steps take exactly what a row-block costs."""
 
     config = PIPELINES["sd3"]["transformer"]
     contract = contract_of(config, variant=Variant.EMAG_Q, blocks=(6, 7, 8))
 
-    def make(guidance: str, log: list[str] | None = None, jitter: float = 0.0) -> Contender:
-        schedule = flow_match_schedule({"shift": 3.0}, STEPS, 4096)
+    def make(
+        guidance: str, log: list[str] | None = None, jitter: float = 0.0, steps: int = STEPS
+    ) -> Contender:
+        schedule = flow_match_schedule({"shift": 3.0}, steps, 4096)
         plan = make_plan(contract, schedule, Guidance(name=guidance))
 
-        def steps() -> Generator[StepTime, None, None]:
+        def run() -> Generator[StepTime, None, None]:
             try:
                 for step in plan.steps:
                     if log is not None:
@@ -62,7 +65,7 @@ def contender() -> Callable[..., Contender]:
             images=1,
             device=torch.device("cpu"),
             repeats_model=False,
-            steps=steps,
+            steps=run,
         )
 
     return make
@@ -99,6 +102,45 @@ def test_ratio_is_that_of_the_row_blocks_and_lies_in_its_interval(
 def test_share_outside_the_engine(contender: Callable[..., Contender]) -> None:
     (result,) = race([contender("cfg")])
     assert result.outside_engine == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("device", "steps"), [("cuda", 4), ("cuda", STEPS), ("cpu", 4)])
+def test_calls_that_capture_are_no_measurement(
+    contender: Callable[..., Contender], device: str, steps: int
+) -> None:
+    """The first two calls of a kind are slow, as on engines that capture, whichever round they are in."""
+
+    def capturing(guidance: str) -> Contender:
+        made = contender(guidance, steps=steps)
+        calls: Counter[tuple[bool, int]] = Counter()
+
+        def run() -> Generator[StepTime, None, None]:
+            for step in made.plan.steps:
+                kind = step.phase is Phase.GUIDE, step.index % 2
+                calls[kind] += 1
+                yield StepTime(phase=step.phase, seconds=SECONDS[step.phase] + 9.0 * (calls[kind] <= 2))
+
+        return replace(made, device=torch.device(device), steps=run)
+
+    cfg, emag = race([capturing("cfg"), capturing("emag")])
+    predicted = emag.contender.row_blocks() / cfg.contender.row_blocks()
+    assert len(cfg.times) == steps - 1
+    if device == "cuda":
+        assert emag.ratio(cfg).value == pytest.approx(predicted)
+    else:  # nothing captures on a CPU, so no round is spent on it
+        assert cfg.seconds() == steps * (SECONDS[Phase.PLAIN] + 9.0)
+
+
+def test_on_a_gpu_whole_rounds_come_first(contender: Callable[..., Contender]) -> None:
+    log: list[str] = []
+    seen: list[tuple[int, int]] = []
+    here, there = contender("cfg", log), replace(contender("emag", log), device=torch.device("cuda"))
+    race([here, there], progress=lambda done, total: seen.append((done, total)))
+    warm_up = [*["emag"] * STEPS, "emag closed"] * WARM_UP_ROUNDS
+    assert log[: len(warm_up)] == warm_up  # only what is on the GPU
+    assert log[len(warm_up) :].count("cfg") == log[len(warm_up) :].count("emag") == STEPS
+    assert [done for done, _ in seen] == list(range(1, (WARM_UP_ROUNDS + 2) * STEPS + 1))
+    assert {total for _, total in seen} == {(WARM_UP_ROUNDS + 2) * STEPS}
 
 
 def test_interrupted_race_closes_every_run(contender: Callable[..., Contender]) -> None:

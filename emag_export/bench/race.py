@@ -1,7 +1,8 @@
 """Contenders take turns step by step, so that whatever slows the machine down slows all of them."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from random import Random
 from statistics import median, quantiles
@@ -11,12 +12,17 @@ from emag_export.bench.timing import StepTime
 from emag_export.errors import InputError
 from emag_export.runtime.plan import Phase
 
-__all__ = ["Progress", "Ratio", "Result", "race"]
+__all__ = ["WARM_UP_ROUNDS", "Progress", "Ratio", "Result", "race"]
 
 Progress = Callable[[int, int], None]
 """(steps done, steps in all)."""
 
 _RESAMPLES = 300
+
+WARM_UP_ROUNDS = 2
+"""Whole runs on a GPU before the measured ones. Engines that capture CUDA graphs run the first call of a kind
+plainly, capture the second, and replay it from the third on. A kind is a number of rows and which of the two
+buffers of averages is read; every kind of a run comes at least once in each round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class Result:
 
     contender: Contender
     times: tuple[StepTime, ...]
-    """Every step of every round, but for the first of each phase, which warms up."""
+    """Every step of every round that counts, but for the first of each phase, which warms up."""
 
     def phase_seconds(self) -> dict[Phase, list[float]]:
         """Seconds of every step, by phase."""
@@ -84,33 +90,47 @@ def race(
 ) -> list[Result]:
     """Run all contenders ``rounds`` times: the first step of each, then the second of each, and so on.
 
+    Contenders on a GPU run :data:`WARM_UP_ROUNDS` times before that.
+
     Args:
         contenders: Take turns; who begins changes with every step.
-        rounds: Whole runs of each.
-        progress: Told after every step.
+        rounds: Whole runs of each that count.
+        progress: Told after every step, of the warm-up too.
     """
-    total = rounds * sum(len(contender.plan.steps) for contender in contenders)
+    everyone = range(len(contenders))
+    on_gpu = [number for number in everyone if contenders[number].device.type == "cuda"]
+    turns = [*[on_gpu] * WARM_UP_ROUNDS, *[everyone] * rounds]
+    total = sum(len(contenders[number].plan.steps) for numbers in turns for number in numbers)
     times: list[list[StepTime]] = [[] for _ in contenders]
     done = 0
-    for _ in range(rounds):
-        runs = [contender.steps() for contender in contenders]
-        try:
-            for index in range(max(len(contender.plan.steps) for contender in contenders)):
-                for turn in range(len(runs)):
-                    number = (turn + index) % len(runs)
-                    if (step := next(runs[number], None)) is None:
-                        continue
+    for turn, numbers in enumerate(turns):
+        with closing(_take_turns(contenders, numbers)) as steps:
+            for number, step in steps:
+                if turn >= WARM_UP_ROUNDS:
                     times[number].append(step)
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
-        finally:
-            for run in runs:
-                run.close()
+                done += 1
+                if progress is not None:
+                    progress(done, total)
     return [
-        Result(contender=contender, times=_warm(steps))
-        for contender, steps in zip(contenders, times, strict=True)
+        Result(contender=contender, times=_warm(measured))
+        for contender, measured in zip(contenders, times, strict=True)
     ]
+
+
+def _take_turns(
+    contenders: Sequence[Contender], numbers: Sequence[int]
+) -> Generator[tuple[int, StepTime], None, None]:
+    """One run of each contender in ``numbers``: (its number, a step) in the order in which steps are run."""
+    runs = {number: contenders[number].steps() for number in numbers}
+    try:
+        for index in range(max((len(contenders[number].plan.steps) for number in numbers), default=0)):
+            for turn in range(len(numbers)):
+                number = numbers[(turn + index) % len(numbers)]
+                if (step := next(runs[number], None)) is not None:
+                    yield number, step
+    finally:
+        for run in runs.values():
+            run.close()
 
 
 def _warm(times: Sequence[StepTime]) -> tuple[StepTime, ...]:
