@@ -1,4 +1,4 @@
-"""Peak memory of bundles beside what ``emag_export.footprint`` predicts.
+"""Peak resident memory of bundles on the host beside what ``emag_export.footprint`` predicts.
 
 ``python -m benchmarks.memory BUNDLE...``
 """
@@ -13,7 +13,7 @@ import click
 import onnxruntime  # its libraries are no part of what is measured, so they come before
 import torch
 
-from emag_export.bench.memory import measure_peak
+from emag_export.bench.memory import measure_call
 from emag_export.bundle import DENOISER, Bundle, engine_graph_file
 from emag_export.cli.console import out, progress_bar, table
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
@@ -28,7 +28,7 @@ _STEPS = 8
 """Enough for two guided calls: in the second one onnxruntime lays its memory out anew."""
 
 
-def _run(path: Path, images: int, pixels: int, threads: int) -> torch.device:
+def _run(path: Path, images: int, pixels: int, threads: int) -> None:
     """Everything up to the second guided step."""
     bundle = Bundle(path)
     asked = replace(default_request(bundle, "a circle"), height=pixels, width=pixels, steps=_STEPS)
@@ -43,21 +43,22 @@ def _run(path: Path, images: int, pixels: int, threads: int) -> torch.device:
             guided += step.plan.phase == Phase.GUIDE
             if guided == 2:
                 break
-    return engine.device
 
 
 def _measure(path: Path, images: int, pixels: int, threads: int) -> dict[str, Any]:
     bundle = Bundle(path)
     predicted = footprint(bundle, images=images, height=pixels, width=pixels)
-    measured = measure_peak(partial(_run, path, images, pixels, threads)).host
+    _, measured = measure_call(partial(_run, path, images, pixels, threads))
     return {
         "bundle": path.name,
         "variant": str(bundle.contract.variant),
         "fused": f"{DENOISER}/{engine_graph_file('onnxruntime')}" in bundle.files,
         **asdict(predicted),
         "predicted": predicted.total,
-        "measured": measured,
-        "ratio": round(measured / predicted.total, 3),
+        "measured": measured.resident,
+        "own": measured.own,
+        "mapped": measured.mapped,
+        "ratio": round(measured.resident / predicted.total, 3),
     }
 
 

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from click.testing import CliRunner
 
 from emag_export.architectures import PIPELINES
 from emag_export.bench.contender import Contender
-from emag_export.bench.memory import measure_peak
 from emag_export.bench.race import WARM_UP_ROUNDS, race
 from emag_export.bench.scaling import measure_scaling
 from emag_export.bench.session import Setup
@@ -153,17 +151,6 @@ def test_interrupted_race_closes_every_run(contender: Callable[..., Contender]) 
     with pytest.raises(KeyboardInterrupt):
         race([contender("cfg", log), contender("emag", log)], progress=interrupt)
     assert log[-2:] == ["cfg closed", "emag closed"]
-
-
-def _take(size: int) -> torch.device:
-    torch.ones(size, dtype=torch.uint8)
-    return torch.device("cpu")
-
-
-def test_peak_memory_is_that_of_the_child() -> None:
-    peak = measure_peak(partial(_take, 200_000_000))
-    assert 200_000_000 <= peak.host < 260_000_000
-    assert peak.device is None
 
 
 def test_bundles_of_different_models_are_refused(small_bundle: Path, tiny_bundle: Path) -> None:

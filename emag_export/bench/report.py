@@ -108,9 +108,19 @@ def describe_results(results: Sequence[Result], peaks: Sequence[Peak] | None = N
             "outside_engine": result.outside_engine,
         }
         if peaks is not None:
-            row["peak_memory"] = {"host": peaks[index].host, "device": peaks[index].device}
+            row["peak_memory"] = _peak(peaks[index])
         rows.append(row)
     return rows
+
+
+def _peak(peak: Peak) -> dict[str, int | None]:
+    """Bytes; of resident host memory the sum and both kinds of it."""
+    return {
+        "host": peak.host.resident,
+        "host_own": peak.host.own,
+        "host_mapped": peak.host.mapped,
+        "device": peak.device,
+    }
 
 
 def _find(results: Sequence[Result], method: str, engine: str) -> Result | None:

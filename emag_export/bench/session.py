@@ -1,7 +1,7 @@
 """A measurement of bundles: open what takes part, let it race, close it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import TracebackType
@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
 from emag_export.bench.contender import Contender, forked, two_pass
 from emag_export.bench.memory import Peak, measure_peak
-from emag_export.bench.race import Progress, Result, race
+from emag_export.bench.race import WARM_UP_ROUNDS, Progress, Result, race
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
@@ -56,6 +56,7 @@ class Setup:
     baseline: bool = True
     """Also the unmodified diffusers model: CFG, and the released algorithm for every bundle."""
     baseline_device: str = "cpu"
+    """Where that model runs; if it is a GPU, its memory is what :func:`measure_peaks` reads."""
     model: str | None = None
     """Where the source model is now, if it has moved."""
 
@@ -168,22 +169,29 @@ def measure(setup: Setup, *, rounds: int = 1, progress: Progress | None = None) 
 def measure_peaks(setup: Setup, progress: Progress | None = None) -> list[Peak]:
     """Peak memory of every entry, each alone in a process of its own, over a short run.
 
+    Device memory is that of ``setup.baseline_device``, where that is a GPU.
+
     Args:
         setup: What takes part; its openers can be pickled.
         progress: Told after every entry.
     """
+    device = torch.device(setup.baseline_device)
+    gpu = device if device.type == "cuda" else None
     peaks = []
     for entry in setup.entries:
-        peaks.append(measure_peak(partial(_run_alone, setup, entry)))
+        peaks.append(measure_peak(partial(_run_alone, setup, entry), gpu))
         if progress is not None:
             progress(len(peaks), len(setup.entries))
     return peaks
 
 
-def _run_alone(setup: Setup, entry: Entry) -> torch.device:
+@contextmanager
+def _run_alone(setup: Setup, entry: Entry) -> Iterator[torch.device]:
+    """A short run, on a GPU until every call is captured; everything is still open at the yield."""
     short = replace(setup, request=replace(setup.request, steps=min(setup.request.steps, _PEAK_STEPS)))
     with _Opened(short) as opened, torch.inference_mode():
         contender = opened.contender(entry)
-        for _ in contender.steps():
-            pass
-        return contender.device
+        for _ in range(WARM_UP_ROUNDS if contender.device.type == "cuda" else 1):
+            for _ in contender.steps():
+                pass
+        yield contender.device
