@@ -1,25 +1,26 @@
 """Export and compile models of full size with random weights: ``python -m benchmarks.full_size``.
 
-Every component is exported, and its engine built, in a process of its own, so that peak memory is its own.
-Writes a JSON file and the table in ``docs/full-size.md``.
+Every component is exported, and its engine built, in a process of its own, which is watched from outside:
+peak memory is that of the whole process, libraries included, in two kinds, its own and pages of files
+that it has mapped.
 """
 
 import json
-import platform
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.results import FOLDER, load_results, write_results
 from emag_export.architectures import PARAMETERS
+from emag_export.bench.memory import MemorySampler
 from emag_export.bundle import COMPONENTS, DENOISER, GRAPH_FILE
 from emag_export.exporter.identify import BuildOptions, identify
 
@@ -28,16 +29,19 @@ _DEFAULT = (
     "sd3.5-medium/transformer",
     "sd3.5-large/transformer",
 )
-_PACKAGES = ("torch", "onnx", "onnxscript", "tensorrt-rtx", "polygraphy")
-_TABLE = Path("docs/full-size.md")
-_BEGIN, _END = "<!-- table of benchmarks.full_size -->", "<!-- end of table -->"
+RESULTS = FOLDER / "full-size.json"
+
+
+def axes() -> dict[str, Any]:
+    """What is varied; rows of further parts and precisions are kept beside these."""
+    return {"part": list(_DEFAULT)}
 
 
 @click.command()
 @click.argument("parts", nargs=-1)
 @click.option("--precision", default="float16", show_default=True)
 @click.option("--target", default="sm89", show_default=True, help="GPU to build engines for; empty for none.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/results/full-size.json"))
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 @click.option(
     "--work", type=click.Path(path_type=Path), help="Folder for the graphs; default: a temporary one."
 )
@@ -57,13 +61,14 @@ def main(
             )
         )
         return
-    known = json.loads(output.read_text("utf-8"))["rows"] if output.is_file() else []
+    known = load_results(output)["rows"] if output.is_file() else []
     rows = {(row["part"], row["precision"]): row for row in known}
     with tempfile.TemporaryDirectory() as temporary:
         for part in parts or _DEFAULT:
             folder = (work or Path(temporary)) / part.replace("/", "-")
             rows[part, precision] = _measure(part, precision, target, folder)
-            _write(list(rows.values()), output)
+            command = "python -m benchmarks.full_size"
+            write_results(output, command=command, axes=axes(), rows=list(rows.values()))
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -81,13 +86,20 @@ def _child(task: str, part: str, precision: str, target: str, folder: Path) -> d
         *(sys.executable, "-m", "benchmarks.full_size", part, "--child", task),
         *("--precision", precision, "--target", target, "--work", str(folder)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        if done.returncode == -signal.SIGKILL:  # the kernel's way of saying so
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        MemorySampler(process.pid) as sampler,
+    ):
+        answer, _ = process.communicate()
+        said.seek(0)
+        errors = said.read()
+    if process.returncode:
+        if process.returncode == -signal.SIGKILL:  # the kernel's way of saying so
             return {"failed": "out of memory"}
-        last = done.stderr.strip().splitlines()[-1:] or [f"ended with {done.returncode}"]
+        last = errors.strip().splitlines()[-1:] or [f"ended with {process.returncode}"]
         return {"failed": last[0]}
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    return {**json.loads(answer.strip().splitlines()[-1]), "peak": asdict(sampler.peak)}
 
 
 def _export(part: str, precision: str, folder: Path) -> dict[str, Any]:
@@ -101,7 +113,6 @@ def _export(part: str, precision: str, folder: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "parameters": PARAMETERS[model if name == DENOISER else COMPONENTS[name]],
         "bytes": sum(path.stat().st_size for path in folder.glob(f"{GRAPH_FILE}*")),
-        "peak_bytes": _peak(),
     }
 
 
@@ -122,64 +133,7 @@ def _compile(part: str, precision: str, target: str, folder: Path) -> dict[str, 
         "seconds": round(built.seconds, 1),
         "bytes": memoryview(built.data).nbytes,
         "memory": dict(built.memory),
-        "peak_bytes": _peak(),
     }
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _write(rows: list[dict[str, Any]], output: Path) -> None:
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    data = {"machine": machine, "command": "python -m benchmarks.full_size", "rows": rows}
-    output.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
-    if _TABLE.is_file():
-        text = _TABLE.read_text("utf-8")
-        before, after = text.split(_BEGIN)[0], text.split(_END)[1]
-        _TABLE.write_text(f"{before}{_BEGIN}\n{_table(rows)}{_END}{after}", "utf-8")
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| model / component | precision | parameters | graph | export | peak memory | engine | build | peak "
-        "memory | scratch |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        made, engine = row["export"], row.get("engine", {"failed": "not built"})
-        cells = [row["part"], row["precision"]]
-        cells += (
-            [made["failed"], *[""] * 3]
-            if "failed" in made
-            else [
-                f"{made['parameters'] / 1e6:.0f} M",
-                _gb(made["bytes"]),
-                f"{made['seconds']:.0f} s",
-                _gb(made["peak_bytes"]),
-            ]
-        )
-        cells += (
-            [engine["failed"], *[""] * 3]
-            if "failed" in engine
-            else [
-                _gb(engine["bytes"]),
-                f"{engine['seconds']:.0f} s",
-                _gb(engine["peak_bytes"]),
-                _gb(engine["memory"]["scratch"]),
-            ]
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
 
 
 if __name__ == "__main__":

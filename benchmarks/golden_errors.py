@@ -3,13 +3,14 @@
 ``python -m benchmarks.golden_errors``
 """
 
-import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 from diffusers import SD3Transformer2DModel
 
+from benchmarks.results import FOLDER, write_results
 from emag_export.bundle import engine_graph_file
 from emag_export.cli.console import out, quiet_libraries, status, table
 from emag_export.contract import DenoiserContract
@@ -23,12 +24,16 @@ from emag_export.exporter.passes import write_engine_graphs
 from tests.golden.case import GoldenCase, replay
 
 _FOLDER = Path("tests/golden")
+RESULTS = FOLDER / "golden_errors.json"
+
+
+def axes() -> dict[str, Any]:
+    """What is varied."""
+    return {"case": sorted(path.stem for path in _FOLDER.glob("*.npz")), "engine": ["torch", "onnxruntime"]}
 
 
 @click.command()
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("benchmarks/results/golden_errors.json")
-)
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(output: Path) -> None:
     """Replay every case on both engines, print a table, and write the result."""
     quiet_libraries()
@@ -55,6 +60,7 @@ def main(output: Path) -> None:
             rows.append(
                 {
                     "case": path.stem,
+                    "recorded_state": case.meta["state"],
                     "torch": torch_error,
                     "onnxruntime": ort_error,
                     "tolerance": case.tolerance,
@@ -66,9 +72,7 @@ def main(output: Path) -> None:
             str(row["case"]), *(f"{row[name]:.1e}" for name in ("torch", "onnxruntime", "tolerance"))
         )
     out.print(grid)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"command": "python -m benchmarks.golden_errors", "steps": 28, "cases": rows}
-    output.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    write_results(output, command="python -m benchmarks.golden_errors", axes=axes(), steps=28, cases=rows)
     out.print(str(output))
 
 

@@ -3,16 +3,16 @@
 ``python -m benchmarks.memory BUNDLE...``
 """
 
-import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import onnxruntime  # its libraries are no part of what is measured, so they come before
+import onnxruntime  # noqa: F401  its libraries are no part of what is measured, so they come before
 import torch
 
+from benchmarks.results import FOLDER, write_results
 from emag_export.bench.memory import measure_call
 from emag_export.bundle import DENOISER, Bundle, engine_graph_file
 from emag_export.cli.console import out, progress_bar, table
@@ -24,6 +24,7 @@ from emag_export.runtime.plan import Phase
 from emag_export.runtime.prepare import prepare
 from emag_export.runtime.request import default_request
 
+RESULTS = FOLDER / "memory.json"
 _STEPS = 8
 """Enough for two guided calls: in the second one onnxruntime lays its memory out anew."""
 
@@ -67,7 +68,7 @@ def _measure(path: Path, images: int, pixels: int, threads: int) -> dict[str, An
 @click.option("--pixels", "sides", type=int, multiple=True, default=(256, 512, 768), show_default=True)
 @click.option("--images", "counts", type=int, multiple=True, default=(1, 2), show_default=True)
 @click.option("--threads", type=int, default=0, help="Of onnxruntime; 0: one per core.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("benchmarks/results/memory.json"))
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
 def main(
     bundles: tuple[Path, ...], sides: tuple[int, ...], counts: tuple[int, ...], threads: int, output: Path
 ) -> None:
@@ -90,15 +91,14 @@ def main(
             f"{row['ratio']:.2f}",
         )
     out.print(shown)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "command": " ".join(["python -m benchmarks.memory", *map(str, bundles)]),
-        "onnxruntime": onnxruntime.__version__,
-        "unit": "bytes",
-        "threads": threads,
-        "cases": rows,
-    }
-    output.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    write_results(
+        output,
+        command=" ".join(["python -m benchmarks.memory", *map(str, bundles)]),
+        axes={"bundle": [path.name for path in bundles], "pixels": list(sides), "images": list(counts)},
+        unit="bytes",
+        threads=threads,
+        cases=rows,
+    )
     out.print(str(output))
 
 

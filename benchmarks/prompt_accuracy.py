@@ -4,8 +4,6 @@
 scenes from the same seeds, and lets a rule-based checker judge the pictures.
 """
 
-import json
-import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.results import FOLDER, write_results
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, progress_bar, quiet_libraries, table
 from emag_export.contract import Variant
@@ -27,6 +26,7 @@ from emag_export.tiny_sd3.checker import accuracy, check
 from emag_export.tiny_sd3.evaluate import evaluation_scenes
 
 _BATCH = 10
+RESULTS = FOLDER / "prompt_accuracy.json"
 _CASES = [(Variant.EMAG_Q, name) for name in GUIDANCES] + [
     (Variant.EMAG, "emag"),
     (Variant.EMAG, "emag-only"),
@@ -34,12 +34,15 @@ _CASES = [(Variant.EMAG_Q, name) for name in GUIDANCES] + [
 ]
 
 
+def axes() -> dict[str, Any]:
+    """What is varied."""
+    return {"guidance": [f"{variant} {name}" for variant, name in _CASES]}
+
+
 @click.command()
 @click.option("--prompts", default=100, show_default=True, help="Scenes asked of every guidance.")
 @click.option("--bundles", type=click.Path(path_type=Path), default=Path("out/bundles"), show_default=True)
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("benchmarks/results/prompt_accuracy.json")
-)
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(prompts: int, bundles: Path, output: Path) -> None:
     """Measure, print a table, and write the result."""
     quiet_libraries()
@@ -99,14 +102,8 @@ def _report(rows: list[dict[str, Any]], prompts: int, output: Path) -> None:
             *(f"{100 * row['accuracy'][name]:.0f}" for name in attributes),
         )
     out.print(grid)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "command": f"python -m benchmarks.prompt_accuracy --prompts {prompts}",
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-        "prompts": prompts,
-        "rows": rows,
-    }
-    output.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    command = f"python -m benchmarks.prompt_accuracy --prompts {prompts}"
+    write_results(output, command=command, axes=axes(), prompts=prompts, rows=rows)
     out.print(str(output))
 
 

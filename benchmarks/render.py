@@ -1,0 +1,192 @@
+"""Write the tables of README and docs from the results: ``python -m benchmarks.render`` (``make tables``).
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; what is between them is
+replaced. Nothing is measured here. A test renders them again and compares.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import full_size, golden_errors, prompt_accuracy, targets
+from benchmarks.results import FOLDER, load_results
+from emag_export.architectures import PIPELINES
+from emag_export.contract import Variant
+from emag_export.exporter.identify import contract_of
+from emag_export.models import KNOWN_MODELS
+from emag_export.runtime.guidance import GUIDANCES
+from emag_export.runtime.plan import EmagWindows, cost_of
+
+__all__ = ["DOCUMENTS", "TABLES", "render"]
+
+_MARKED = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end of table -->", re.DOTALL)
+
+DOCUMENTS = (Path("README.md"), *sorted(Path("docs").glob("*.md")))
+
+
+def render(text: str) -> str:
+    """A document with its tables written anew.
+
+    Raises:
+        KeyError: If it names a table that there is not.
+    """
+
+    def written(match: re.Match[str]) -> str:
+        return f"<!-- table: {match['name']} -->\n{TABLES[match['name']]()}\n<!-- end of table -->"
+
+    return _MARKED.sub(written, text)
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; a header that begins with ``>`` aligns to the right."""
+    rules = ["--:" if header.startswith(">") else "---" for header in headers]
+    lines = [[header.removeprefix(">") for header in headers], rules, *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _golden() -> str:
+    cases = load_results(golden_errors.RESULTS)["cases"]
+    exact = [case for case in cases if case["recorded_state"] == "float32"]
+    half = [case for case in cases if case["recorded_state"] != "float32"]
+    headers = [
+        "engine",
+        f"float32 averages, {len(exact)} cases",
+        "float16 averages in the recording, float32 in ours",
+    ]
+    names = {"torch": "PyTorch eager", "onnxruntime": "onnxruntime, CPU"}
+    rows = (
+        [shown, *(f"≤ {max(case[name] for case in part):.1e}" for part in (exact, half))]
+        for name, shown in names.items()
+    )
+    return _table(headers, rows)
+
+
+def _cost() -> str:
+    """Counted, not measured: from the plan of the default run."""
+    rows = []
+    for name, shown in (("tiny-sd3", "tiny-sd3"), ("sd3", "SD3-medium"), ("sd3.5-large", "SD3.5-large")):
+        model = KNOWN_MODELS[name]
+        config = {**PIPELINES["sd3"]["transformer"], "num_layers": model.blocks}
+        layers, steps = model.defaults.emag_layers, model.defaults.steps
+        contract = contract_of(config, variant=Variant.EMAG_Q, blocks=layers)
+        cost = cost_of(contract, EmagWindows().phases(steps), GUIDANCES["emag"])
+        rows.append(
+            [
+                f"{shown}, {model.blocks} blocks, candidates {layers[0]}–{layers[-1]}, {steps} steps",
+                str(cost.cfg),
+                f"{cost.two_pass} ({cost.two_pass / cost.cfg:.2f})",
+                f"{cost.planned} (**{cost.relative_to_cfg:.3f}**)",
+            ]
+        )
+    return _table(["model", "CFG", "released, two passes", "fork"], rows)
+
+
+def _bench(*, of_processor: bool) -> str:
+    """A column for every processor that somebody has measured on."""
+    found = [load_results(path) for path in sorted(targets.RESULTS.glob("*.json"))]
+    columns = [{row["what"]: row for row in one["targets"]} for one in found]
+    machines = [f"{one['machine']['processor']}, {one['machine']['cores']} cores" for one in found]
+    rows = [
+        [
+            row["what"],
+            _predicted(row),
+            f"≤ {row['limit']:g}",
+            *(_measured(column.get(what)) for column in columns),
+        ]
+        for what, row in columns[0].items()
+        if row["of_processor"] == of_processor
+    ]
+    return _table(["", "counted", "target", *machines], rows)
+
+
+def _predicted(row: Mapping[str, Any]) -> str:
+    match = re.fullmatch(r"row-blocks say ([\d.]+)", row["note"])
+    return "" if match is None else match[1]
+
+
+def _measured(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    if row["spread"] is None:
+        shown = f"**{row['measured']:.1%}**" if row["limit"] <= 0.1 else f"**{row['measured']:.2f}**"
+    else:
+        low, high = row["spread"]
+        shown = f"**{row['measured']:.3f}** [{low:.2f}–{high:.2f}]"
+    return shown if row["met"] else f"{shown} missed"
+
+
+def _accuracy() -> str:
+    found = load_results(prompt_accuracy.RESULTS)
+    headers, cells = [], []
+    for row in found["rows"]:
+        headers.append(f"`{row['guidance']}`" + ("" if row["variant"] == "-" else f", {row['variant']}"))
+        cells.append(f"{100 * row['accuracy']['right']:g} %")
+    return _table(headers, [cells])
+
+
+def _full_size() -> str:
+    headers = ["model / component", "precision", ">parameters", ">graph", ">export", ">own", ">mapped"]
+    headers += [">engine", ">build", ">own", ">mapped", ">scratch"]
+    return _table(headers, map(_full_size_row, load_results(full_size.RESULTS)["rows"]))
+
+
+def _full_size_row(row: Mapping[str, Any]) -> list[str]:
+    made, engine = row["export"], row.get("engine", {"failed": "not built"})
+    exported = (
+        [made["failed"], "", "", "", ""]
+        if "failed" in made
+        else [
+            f"{made['parameters'] / 1e6:.0f} M",
+            _gb(made["bytes"]),
+            f"{made['seconds']:.0f} s",
+            _gb(made["peak"]["own"]),
+            _gb(made["peak"]["mapped"]),
+        ]
+    )
+    compiled = (
+        [engine["failed"], "", "", "", ""]
+        if "failed" in engine
+        else [
+            _gb(engine["bytes"]),
+            f"{engine['seconds']:.0f} s",
+            _gb(engine["peak"]["own"]),
+            _gb(engine["peak"]["mapped"]),
+            _gb(engine["memory"]["scratch"]),
+        ]
+    )
+    return [row["part"], row["precision"], *exported, *compiled]
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "golden-errors": _golden,
+    "cost": _cost,
+    "bench": lambda: _bench(of_processor=False),
+    "bench-processor": lambda: _bench(of_processor=True),
+    "prompt-accuracy": _accuracy,
+    "full-size": _full_size,
+}
+"""Name in a marker to the table."""
+
+
+def main() -> int:
+    """Rewrite every document whose tables are not what the results say."""
+    if not FOLDER.is_dir():
+        print(f"there is no {FOLDER}; run this in the root of the repository", file=sys.stderr)
+        return 2
+    for path in DOCUMENTS:
+        text = path.read_text("utf-8")
+        rendered = render(text)
+        if rendered != text:
+            path.write_text(rendered, "utf-8")
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

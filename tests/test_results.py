@@ -1,0 +1,81 @@
+"""Numbers in README and docs are those of the results files, which say where they come from."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, render, targets
+from benchmarks.results import FOLDER, commit, processor_slug, write_results
+
+FILES = sorted(FOLDER.rglob("*.json"))
+AXES: dict[str, Callable[[], dict[str, Any]]] = {
+    "full-size.json": full_size.axes,
+    "fusion.json": fusion.axes,
+    "golden_errors.json": golden_errors.axes,
+    "prompt_accuracy.json": prompt_accuracy.axes,
+    "bench": targets.axes,
+}
+"""File or folder of results to what the code that writes it varies."""
+
+
+@pytest.mark.parametrize("path", render.DOCUMENTS, ids=lambda path: path.name)
+def test_tables_are_what_the_results_say(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert render.render(text) == text, "run: python -m benchmarks.render"
+
+
+def test_every_table_stands_somewhere() -> None:
+    text = "".join(path.read_text("utf-8") for path in render.DOCUMENTS)
+    assert set(re.findall(r"<!-- table: ([\w-]+) -->", text)) == set(render.TABLES)
+
+
+def test_a_changed_number_changes_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a\n<!-- table: prompt-accuracy -->\nold\n<!-- end of table -->\nb"
+    rendered = render.render(text)
+    assert "old" not in rendered
+    assert rendered.startswith("a\n")
+    assert rendered.endswith("\nb")
+    real = render.load_results
+
+    def better(path: Path) -> dict[str, Any]:
+        found = real(path)
+        found["rows"][0]["accuracy"]["right"] = 0.991
+        return found
+
+    monkeypatch.setattr(render, "load_results", better)
+    assert "99.1 %" in render.render(text) != rendered
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_results_say_where_they_come_from(path: Path) -> None:
+    found = json.loads(path.read_text("utf-8"))
+    assert re.fullmatch(r"[0-9a-f]{40}", found["commit"]), "measured with uncommitted code, or outside a repository"
+    assert found["machine"]["processor"]
+    assert found["machine"]["versions"]["torch"]
+    assert found["machine"]["command"].startswith(("python -m benchmarks.", "make "))
+    assert found["axes"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_results_have_the_axes_that_the_code_measures(path: Path) -> None:
+    axes = AXES.get(path.name) or AXES.get(path.parent.name)
+    if axes is None:
+        assert path.name in ("memory.json",), "say what this file varies"
+        return
+    assert json.loads(path.read_text("utf-8"))["axes"] == json.loads(json.dumps(axes()))
+
+
+def test_a_file_is_written_with_all_of_it(tmp_path: Path) -> None:
+    write_results(tmp_path / "a" / "b.json", command="make x", axes={"n": [1, 2]}, rows=[3])
+    found = json.loads((tmp_path / "a" / "b.json").read_text("utf-8"))
+    assert (found["axes"], found["rows"], found["machine"]["command"]) == ({"n": [1, 2]}, [3], "make x")
+    assert found["commit"] == commit()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
+
+
+def test_a_processor_names_a_file() -> None:
+    assert processor_slug({"processor": "Intel(R) Xeon(R) 6975P-C"}) == "intel-r-xeon-r-6975p-c"
