@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu full-size lint typecheck format bench accuracy clean distclean
+.PHONY: help demo test gpu full-size lint typecheck format bench tables accuracy clean distclean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ format: $(STAMP)  ## Rewrite files as lint wants them
 
 bench: $(STAMP)  ## Measure speed against its targets, beside CFG and the released algorithm (a quarter of an hour)
 	$(BIN)/python -m benchmarks.targets
+
+tables: $(STAMP)  ## Write the tables of README and docs from the results
+	$(BIN)/python -m benchmarks.render
 
 accuracy: $(STAMP)  ## Measure how well guided pictures follow their prompts
 	$(BIN)/python -m benchmarks.prompt_accuracy

@@ -60,9 +60,9 @@ __all__ = ["command"]
 def command(bundle: Path, as_json: bool, output: Path | None, **options: Any) -> None:
     """Measure speed and memory beside what you would otherwise run.
 
-    CFG and EMAG on every backend, and in PyTorch as released, take turns step by step in one process, on
-    random embeddings. Times are medians, brackets hold nine of ten resampled measurements; "row-blocks" is
-    what counting transformer blocks predicts.
+    CFG and EMAG on every backend, and in PyTorch as released, are interleaved step by step in one process,
+    on random embeddings. Times are medians, brackets are 90 % bootstrap intervals; "row-blocks" is what
+    counting transformer blocks predicts.
     """
     if output is not None:
         require_packages("matplotlib", purpose="drawing plots (-o)")

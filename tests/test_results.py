@@ -53,7 +53,9 @@ def test_a_changed_number_changes_the_document(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_results_say_where_they_come_from(path: Path) -> None:
     found = json.loads(path.read_text("utf-8"))
-    assert re.fullmatch(r"[0-9a-f]{40}", found["commit"]), "measured with uncommitted code, or outside a repository"
+    assert re.fullmatch(r"[0-9a-f]{40}", found["commit"]), (
+        "measured with uncommitted code, or outside a repository"
+    )
     assert found["machine"]["processor"]
     assert found["machine"]["versions"]["torch"]
     assert found["machine"]["command"].startswith(("python -m benchmarks.", "make "))

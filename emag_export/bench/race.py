@@ -27,7 +27,7 @@ buffers of averages is read; every kind of a run comes at least once in each rou
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """How many times as long, and the interval that nine of ten resampled measurements lie in."""
+    """How many times as long, and its 90 % bootstrap interval."""
 
     value: float
     low: float
