@@ -40,8 +40,10 @@ def command(as_json: bool) -> None:
         return
     grid = table("check", "found", "remedy")
     for check in checks:
-        found = check["found"]
-        grid.add_row(check["check"], found or "[red]missing[/]", "" if found else escape(check["remedy"]))
+        found, remedy = (
+            escape(check[column]) for column in ("found", "remedy")
+        )  # [tensorrt-rtx] is no style
+        grid.add_row(check["check"], found or "[red]missing[/]", "" if found else remedy)
     out.print(grid)
     for ability in runs:
         out.print(f"can run: {ability}", style="green", markup=False)
@@ -85,23 +87,32 @@ def _engine_version(flavour: Flavour) -> str:
 def _engine_ability(flavour: Flavour) -> str | None:
     """What the installed module can do here, in one line; a GPU it refuses is named with its reason."""
     built_for = f"builds engines for {', '.join(flavour.targets)}" if flavour.targets else ""
-    try:
-        gpu = current_gpu(flavour)
-    except EmagError:
+    if not _sees_gpu():
         return f"{flavour.backend}: {built_for}; running them needs a GPU" if built_for else None
     try:
+        gpu = current_gpu(flavour)
         probe(flavour)
     except EmagError as error:
-        return f"{flavour.backend}: {built_for}, but not here: {error}" if built_for else str(error)
+        return f"{flavour.backend}: {built_for}; runs none here: {error}" if built_for else str(error)
     return f"{flavour.backend}: builds and runs engines on {gpu.name}"
 
 
 def _gpu() -> str:
     if not _version("torch"):
         return "unknown without torch"
+    if not _sees_gpu():
+        return "none that PyTorch sees"
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none that PyTorch sees"
+    return torch.cuda.get_device_name()
+
+
+def _sees_gpu() -> bool:
+    if not _version("torch"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _version(package: str) -> str:

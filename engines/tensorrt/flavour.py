@@ -28,7 +28,7 @@ class Flavour:
     targets: tuple[str, ...]
     """Compute capabilities it can build for without that GPU."""
     runs_from: tuple[int, int]
-    """Oldest compute capability it runs on."""
+    """Oldest compute capability it runs on. Where it has targets, it runs on these only."""
     refuses: Mapping[str, str] = field(default_factory=dict)
     """Build option to why this module does not take it."""
     needs_gpu: Mapping[str, str] = field(default_factory=dict)
@@ -68,6 +68,29 @@ class Flavour:
         """Version of the installed module; importing it loads its libraries but touches no GPU."""
         return str(self.load().__version__)
 
+    def check_gpu(self, name: str, capability: tuple[int, int]) -> None:
+        """Refuse a GPU this module does not run on.
+
+        Args:
+            name: Of the GPU.
+            capability: Its compute capability.
+
+        Raises:
+            EngineError: Naming what it runs on, and what runs on this GPU instead.
+        """
+        target = f"sm{capability[0]}{capability[1]}"
+        if capability >= self.runs_from and (not self.targets or target in self.targets):
+            return
+        oldest = "{}.{} or newer".format(*self.runs_from)
+        wanted = f"one of {', '.join(self.targets)}" if self.targets else oldest
+        others = [f for f in FLAVOURS.values() if not f.targets and f is not self]
+        instead = [f"--backend {f.backend}" for f in others if capability >= f.runs_from]
+        instead.append("--backend onnxruntime --device cuda")
+        raise EngineError(
+            f"{name} has compute capability {capability[0]}.{capability[1]} ({target}), {self.backend} needs "
+            f"{wanted}; use {' or '.join(instead)}"
+        )
+
     def check_targets(self, targets: tuple[str, ...]) -> None:
         """Refuse targets this module cannot build for.
 
@@ -84,7 +107,9 @@ class Flavour:
             raise InputError(f"{CURRENT} cannot be combined with other targets; build them one by one")
 
 
-_RTX_SMS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+# The GPUs of the support matrices of TensorRT-RTX 1.4 to 1.7: Turing, Ampere (GA10x), Ada, Blackwell. Its
+# ComputeCapability has SM80 as well, but no matrix lists the A100 (8.0), nor any Hopper GPU (9.0).
+_RTX_SMS = ("sm75", "sm86", "sm89", "sm120", "sm121")
 
 FLAVOURS: Mapping[str, Flavour] = MappingProxyType(
     {
@@ -98,8 +123,8 @@ FLAVOURS: Mapping[str, Flavour] = MappingProxyType(
             profile_per_row_count=True,
             captures_graphs_itself=False,
         ),
-        # Targets are the members of its ComputeCapability. Without a GPU, a refittable build fails in its
-        # compiler ("CHECK(status == CUDA_SUCCESS)"); version compatibility wants a library it has not got.
+        # Without a GPU, a refittable build fails in its compiler ("CHECK(status == CUDA_SUCCESS)"); version
+        # compatibility wants a library it has not got.
         "tensorrt-rtx": Flavour(
             backend="tensorrt-rtx",
             module="tensorrt_rtx",

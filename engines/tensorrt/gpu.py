@@ -39,7 +39,7 @@ def current_gpu(flavour: Flavour, *, instead: str = "use --backend onnxruntime")
         instead: What to do without a GPU, for the error.
 
     Raises:
-        EngineError: If there is none, it is too old, or the driver is.
+        EngineError: If there is none, the driver is too old, or the module does not run on it.
     """
     import torch
 
@@ -59,12 +59,7 @@ def current_gpu(flavour: Flavour, *, instead: str = "use --backend onnxruntime")
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     free, total = torch.cuda.mem_get_info()
     gpu = Gpu(name=properties.name, capability=(properties.major, properties.minor), total=total, free=free)
-    if gpu.capability < flavour.runs_from:
-        oldest = "{}.{}".format(*flavour.runs_from)
-        raise EngineError(
-            f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, {flavour.backend} "
-            f"needs {oldest} or newer; use --backend onnxruntime --device cuda"
-        )
+    flavour.check_gpu(gpu.name, gpu.capability)
     return gpu
 
 

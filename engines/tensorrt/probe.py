@@ -4,6 +4,7 @@ from typing import Any
 
 from emag_export.engines.tensorrt.build_log import log_of
 from emag_export.engines.tensorrt.flavour import Flavour
+from emag_export.engines.tensorrt.gpu import current_gpu
 from emag_export.errors import EngineError
 
 __all__ = ["probe"]
@@ -14,9 +15,11 @@ def probe(flavour: Flavour) -> None:
 
     Raises:
         MissingDependencyError: If the module is absent.
-        EngineError: If it refuses this GPU or driver, with its own words.
+        EngineError: If there is no GPU that it supports, or it refuses this one or the driver, with its own
+            words.
     """
     trt = flavour.load()
+    current_gpu(flavour)
     logger, log = log_of(trt)
     log.clear()
     builder = trt.Builder(logger)
