@@ -12,7 +12,12 @@ from emag_export.engines.tensorrt.build import plan_engine_build
 from emag_export.engines.tensorrt.detect import usable_flavour
 from emag_export.engines.tensorrt.flavour import CURRENT, FLAVOURS, Flavour, flavour_of
 from emag_export.engines.tensorrt.gpu import current_gpu
-from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
+from emag_export.engines.tensorrt.options import (
+    DEFAULT_IMAGES,
+    DEFAULT_IMAGES_OF_MAPS,
+    EngineOptions,
+    SizeRange,
+)
 from emag_export.errors import InputError
 from emag_export.packages import install_command
 
@@ -68,9 +73,8 @@ def engine_build_options(command: Command) -> Command:
         click.option(
             "--max-images",
             type=click.IntRange(1),
-            default=EngineOptions.max_images,
-            show_default=True,
-            help="Pictures per call of an engine.",
+            help=f"Pictures per call of an engine; default: {DEFAULT_IMAGES}, for variants that average maps "
+            f"{DEFAULT_IMAGES_OF_MAPS}.",
         ),
         click.option("--height", type=Sizes(), help="Pixels engines are built for: 1024, or 512:1024:1536."),
         click.option("--width", type=Sizes(), help="Default of both: half to one and a half of the model's."),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from emag_export.contract import STATE_PAIRS, GraphSpec
 from emag_export.engines import ort_providers
+from emag_export.engines.limits import MAX_ELEMENTS, largest, what_fits
 from emag_export.engines.ort_cuda import CudaRuns, bind, graph_key
 from emag_export.engines.protocol import allocate_outputs, check_feeds
 from emag_export.errors import EngineError, InputError, MissingDependencyError
@@ -154,6 +155,8 @@ class OnnxRuntimeEngine:
     def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """See :meth:`Engine.run`."""
         sizes = check_feeds(self.spec, feeds, self.device)
+        if self._cuda is not None:
+            self._check_counts(sizes)
         try:
             outputs = allocate_outputs(self.spec, sizes, self.device, out)
             inputs = {name: tensor.contiguous() for name, tensor in feeds.items()}
@@ -170,6 +173,15 @@ class OnnxRuntimeEngine:
             remedy = "; try --no-cuda-graphs" if self._cuda is not None and self._cuda.captures else ""
             raise EngineError(f"{self.name} failed in {self.spec.name}: {error}{remedy}") from error
         return outputs
+
+    def _check_counts(self, sizes: Mapping[str, int]) -> None:
+        tensor, count = largest(self.spec, sizes)
+        if count > MAX_ELEMENTS:
+            raise EngineError(
+                f"{tensor.name} has {count} elements in this call; onnxruntime on a GPU counts in 32 bits "
+                f"and is silently wrong above {MAX_ELEMENTS}: {what_fits(self.spec, sizes)}; generate "
+                "fewer or smaller pictures per call (--batch-size, --height, --width)"
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -202,7 +202,7 @@ def test_build_inspect_and_generate_from_the_command_line(bundle: Bundle, tmp_pa
 
     shown = run(main, ["inspect", str(bundle.path), "--engine"])
     assert shown.exit_code == 0
-    assert "rows 1…12…12" in " ".join(shown.stdout.split())
+    assert "rows 1…3…12" in " ".join(shown.stdout.split())
     assert "every plan matches" in shown.stdout
     (report,) = json.loads(run(main, ["inspect", str(bundle.path), "--engine", "--json"]).stdout)
     assert report["plans"]["transformer"]["memory"].keys() == {"scratch", "activation", "weights"}

@@ -16,10 +16,9 @@ from emag_export.engines.tensorrt.flavour import CURRENT, FLAVOURS, Flavour, fla
 from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
 from emag_export.engines.tensorrt.open import find_engine_folder
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
-from emag_export.engines.tensorrt.profiles import choose_profile, profile_shapes, profiles_of
 from emag_export.engines.tensorrt.store import EngineFolder, EngineHeader
 from emag_export.engines.tensorrt.workspace import Workspace
-from emag_export.errors import BundleError, ContractError, EngineError, InputError, MissingDependencyError
+from emag_export.errors import BundleError, EngineError, InputError, MissingDependencyError
 from emag_export.exporter.identify import identify
 from tests.bundles import silent
 
@@ -177,49 +176,6 @@ def test_the_rebuild_command_holds_what_only_the_manifest_knows(bundle: Bundle) 
         f"emag-export build {shlex.join(words)} --lora 'my style.safetensors:0.5' "
         f"--backend tensorrt-rtx --target current -o {bundle.path}"
     )
-
-
-def test_profiles_follow_the_contract(bundle: Bundle) -> None:
-    options = EngineOptions(max_images=2, height=SizeRange.parse("32:64:96"), width=SizeRange.parse("64"))
-    (profile,) = profiles_of(bundle, bundle.spec("transformer"), options, RTX)
-    shapes = profile_shapes(bundle.spec("transformer"), profile)
-    assert shapes["hidden_states"] == ((1, 8, 8, 16), (4, 8, 16, 16), (4, 8, 24, 16))
-    assert shapes["branch_rows"] == ((1,), (6,), (6,))
-    # a map is image tokens by image and text tokens: 20 of CLIP, 256 for T5 or its zeros
-    assert shapes["ema_state"][2] == (2, 2, 2, 96, 96 + 20 + 256)
-    (vae,) = profiles_of(bundle, bundle.spec("vae_decoder"), options, RTX)
-    assert profile_shapes(bundle.spec("vae_decoder"), vae)["latent_sample"][1] == (1, 8, 16, 16)
-
-
-def test_tensorrt_gets_a_profile_per_number_of_rows(bundle: Bundle) -> None:
-    narrow, wide = profiles_of(
-        bundle, bundle.spec("transformer"), EngineOptions(max_images=2), FLAVOURS["tensorrt"]
-    )
-    assert (narrow["rows"].opt, wide["rows"].opt) == (4, 6)
-    sizes = {name: size.min for name, size in wide.items()}
-    assert choose_profile((narrow, wide), {**sizes, "rows": 4}, rebuild="") == 0
-    assert choose_profile((narrow, wide), {**sizes, "rows": 5}, rebuild="") == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "option"),
-    [
-        ("rows", 13, "--max-images"),
-        ("h", 13, "--height"),
-        ("w", 3, "--width"),
-        ("text", 999, "--max-sequence-length"),
-    ],
-)
-def test_a_call_outside_the_profiles_says_how_to_rebuild(
-    bundle: Bundle, name: str, size: int, option: str
-) -> None:
-    profiles = profiles_of(bundle, bundle.spec("transformer"), OPTIONS, RTX)
-    sizes = {**{n: s.opt for n, s in profiles[0].items()}, name: size}
-    wanted = f"{name} is {size} in this call, the engine was built for {profiles[0][name].min} to"
-    with pytest.raises(ContractError, match=wanted) as caught:
-        choose_profile(profiles, sizes, rebuild="emag-export build …")
-    assert option in str(caught.value)
-    assert "emag-export build" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "a", "1:2", "3:2:1", "0", "1:2:3:4", "-8"])

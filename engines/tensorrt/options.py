@@ -6,7 +6,11 @@ from typing import Self
 from emag_export.engines.tensorrt.flavour import CURRENT, Flavour
 from emag_export.errors import InputError
 
-__all__ = ["EngineOptions", "SizeRange"]
+__all__ = ["DEFAULT_IMAGES", "DEFAULT_IMAGES_OF_MAPS", "EngineOptions", "SizeRange"]
+
+DEFAULT_IMAGES = 4
+DEFAULT_IMAGES_OF_MAPS = 1
+"""Attention maps of one picture of 1024 pixels already take gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +58,12 @@ class EngineOptions:
     """Targets, ranges and flags of a build; all of it is part of the key of a plan."""
 
     targets: tuple[str, ...] = (CURRENT,)
-    max_images: int = 4
-    """Images in one call."""
+    max_images: int | None = None
+    """Images in one call. None is :data:`DEFAULT_IMAGES`, :data:`DEFAULT_IMAGES_OF_MAPS` for variants that
+    average maps, and fewer where the averages would have more elements than a tensor may have."""
     height: SizeRange | None = None
-    """Pixels; None is half to one and a half times the bundle's own size."""
+    """Pixels; None is half to one and a half times the bundle's own size, less where the averages of one
+    image would have more elements than a tensor may have."""
     width: SizeRange | None = None
     refittable: bool = False
     """Weights can be exchanged later."""
@@ -78,7 +84,7 @@ class EngineOptions:
     """Keep kernel timings beside the plans, so that similar builds are faster."""
 
     def __post_init__(self) -> None:
-        if self.max_images < 1:
+        if self.max_images is not None and self.max_images < 1:
             raise InputError(f"max images is {self.max_images}; give at least 1")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise InputError(f"optimization level is {self.optimization_level}; it goes from 0 to 5")

@@ -1,12 +1,18 @@
 """Optimisation profiles: for every named dimension the sizes an engine is built for, from the contract."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from emag_export.bundle import DENOISER
-from emag_export.contract import DenoiserContract, GraphSpec
+from emag_export.contract import DenoiserContract, GraphSpec, Variant
+from emag_export.engines.limits import MAX_ELEMENTS, largest, what_fits
 from emag_export.engines.tensorrt.flavour import Flavour
-from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
+from emag_export.engines.tensorrt.options import (
+    DEFAULT_IMAGES,
+    DEFAULT_IMAGES_OF_MAPS,
+    EngineOptions,
+    SizeRange,
+)
 from emag_export.errors import ContractError, InputError
 from emag_export.models import SamplingDefaults
 from emag_export.shapes import Sizes, evaluate
@@ -19,6 +25,9 @@ Profile = Mapping[str, SizeRange]
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """Smallest, optimal and largest shape of one input."""
 
+_Call = tuple[int, SizeRange, SizeRange]
+"""Images, and pixels of height and width."""
+
 _REMEDIES = {
     "rows": "--max-images",
     "trunk_rows": "--max-images",
@@ -28,8 +37,8 @@ _REMEDIES = {
     "text": "--max-sequence-length",
     "tokens": "--max-sequence-length",
 }
-_BRANCHES = 3
-"""Branch rows of one image at most: unconditional, conditional, perturbed."""
+_TRUNK, _BRANCHES = 2, 3
+"""Rows of one image: unconditional and conditional; in the perturb window one branch row more."""
 
 
 @runtime_checkable
@@ -59,13 +68,13 @@ def profiles_of(
     """The profiles one component is built with.
 
     The denoiser is called with two rows an image outside the perturb window and with three inside.
-    Where kernels are chosen for a profile's optimum, each of the two gets a profile.
+    Where kernels are chosen for a profile's optimum, each of the two gets a profile. The optimum is a call
+    for one image.
 
     Raises:
-        InputError: If a resolution does not fit the model.
+        InputError: If a resolution does not fit the model, or a tensor would have too many elements.
     """
-    height, width = _resolution(model, options)
-    images = options.max_images
+    images, height, width = _largest(model, options)
     if spec.name != DENOISER:
         # Prompts are encoded, and pictures decoded, one by one: their neighbours shall not change them.
         ranges = {"rows": _up_to(1)}
@@ -75,23 +84,69 @@ def profiles_of(
             "w": width.divided(model.vae_factor, "width"),
         }
         return ({name: ranges[name] for name in spec.symbols},)
+    shared = _denoiser_ranges(model, images, height, width)
+    rows = [_per_image(_BRANCHES, images)]
+    if flavour.profile_per_row_count:
+        rows.insert(0, _per_image(_TRUNK, images))
+    return tuple({name: {**shared, "rows": r}[name] for name in spec.symbols} for r in rows)
+
+
+def _denoiser_ranges(model: Sized, images: int, height: SizeRange, width: SizeRange) -> dict[str, SizeRange]:
     cell = model.vae_factor * model.contract.patch_size
     text = model.clip_tokens + model.defaults.max_sequence_length
-    shared = {
-        "trunk_rows": _up_to(2 * images),
-        "tracked": _up_to(images),
+    return {
+        "trunk_rows": _per_image(_TRUNK, images),
+        "rows": _per_image(_BRANCHES, images),
+        "tracked": _per_image(1, images),
         "h": height.divided(cell, "height"),
         "w": width.divided(cell, "width"),
         "text": SizeRange(min=model.clip_tokens, opt=text, max=text),
     }
-    rows = [_up_to(_BRANCHES * images)]
-    if flavour.profile_per_row_count:
-        rows.insert(0, _up_to(2 * images))
-    return tuple({name: {**shared, "rows": r}[name] for name in spec.symbols} for r in rows)
 
 
 def _up_to(most: int) -> SizeRange:
     return SizeRange(min=1, opt=most, max=most)
+
+
+def _per_image(rows: int, images: int) -> SizeRange:
+    return SizeRange(min=1, opt=rows, max=rows * images)
+
+
+def _largest(model: Sized, options: EngineOptions) -> _Call:
+    """The largest call: what was asked for, and defaults whose averages fit into one tensor."""
+    spec, cell = model.contract.graph, model.vae_factor * model.contract.patch_size
+    for call in _calls(model, options):
+        sizes = {name: size.max for name, size in _denoiser_ranges(model, *call).items()}
+        tensor, count = largest(spec, sizes)
+        if count <= MAX_ELEMENTS:
+            return call
+    images, height, width = call
+    raise InputError(
+        f"{tensor.name} would have {count} elements with {images} picture{'s' * (images > 1)} of "
+        f"{height.max} x {width.max} pixels, TensorRT takes at most {MAX_ELEMENTS} in a tensor: "
+        f"{what_fits(spec, sizes, cell=cell, unit='pixels')}; lower --max-images, --height or --width, or "
+        "average fewer blocks (--emag-layers)"
+    )
+
+
+def _calls(model: Sized, options: EngineOptions) -> Iterator[_Call]:
+    """What was asked for, and where nothing was, the default first and then less of it."""
+    cell = model.vae_factor * model.contract.patch_size
+    height, width = _resolution(model, options)
+    most, least = options.max_images, options.max_images or 1
+    if most is None:
+        most = DEFAULT_IMAGES if model.contract.variant is Variant.EMAG_Q else DEFAULT_IMAGES_OF_MAPS
+    for images in range(most, least - 1, -1):
+        for less in range(0, max(height.max - height.opt, width.max - width.opt) + 1, cell):
+            yield (
+                images,
+                height if options.height else _lowered(height, less),
+                width if options.width else _lowered(width, less),
+            )
+
+
+def _lowered(size: SizeRange, less: int) -> SizeRange:
+    return SizeRange(min=size.min, opt=size.opt, max=max(size.opt, size.max - less))
 
 
 def _resolution(model: Sized, options: EngineOptions) -> tuple[SizeRange, SizeRange]:
@@ -129,22 +184,37 @@ def profile_shapes(spec: GraphSpec, profile: Profile) -> dict[str, Shapes]:
 
 
 def choose_profile(profiles: Sequence[Profile], sizes: Sizes, *, rebuild: str) -> int:
-    """Index of the first profile that holds ``sizes``; profiles are ordered from narrow to wide.
+    """Index of the profile that was tuned for the most similar call, among those that hold ``sizes``.
+
+    Profiles of the denoiser differ in the rows an image has: two or three. A call with one picture inside
+    the perturb window has three rows, which a profile for four pictures of two rows holds as well; so what
+    decides is rows an image, not which profile is the narrowest. Where some images of a call are inside
+    and as many are not, the first of both is taken.
 
     Args:
-        profiles: Of one engine.
+        profiles: Of one engine, from narrow to wide.
         sizes: Of one call.
         rebuild: Command that builds the engine anew, for the error.
 
     Raises:
         ContractError: Naming the size, its range and the option that widens it.
     """
-    for index, profile in enumerate(profiles):
-        if all(profile[name].min <= size <= profile[name].max for name, size in sizes.items()):
-            return index
+    holding = [
+        index
+        for index, profile in enumerate(profiles)
+        if all(profile[name].min <= size <= profile[name].max for name, size in sizes.items())
+    ]
+    if holding:
+        rows = _rows_per_image(sizes)
+        tuned = [_rows_per_image({name: size.opt for name, size in p.items()}) for p in profiles]
+        return min(holding, key=lambda index: abs(tuned[index] - rows))
     widest = profiles[-1]
     name, size = next((n, s) for n, s in sizes.items() if not widest[n].min <= s <= widest[n].max)
     raise ContractError(
         f"{name} is {size} in this call, the engine was built for {widest[name].min} to "
         f"{widest[name].max}; widen it with {_REMEDIES[name]}: {rebuild}"
     )
+
+
+def _rows_per_image(sizes: Sizes) -> float:
+    return sizes.get("rows", 1) / sizes.get("tracked", 1)
