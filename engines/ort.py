@@ -12,8 +12,9 @@ from torch import Tensor
 from emag_export.contract import STATE_PAIRS, GraphSpec
 from emag_export.engines import ort_providers
 from emag_export.engines.limits import MAX_ELEMENTS, largest, what_fits
-from emag_export.engines.ort_cuda import CudaRuns, bind, graph_key
+from emag_export.engines.ort_cuda import CudaRuns, bind
 from emag_export.engines.protocol import allocate_outputs, check_feeds
+from emag_export.engines.repeats import call_key
 from emag_export.errors import EngineError, InputError, MissingDependencyError
 from emag_export.packages import install_command
 
@@ -166,7 +167,7 @@ class OnnxRuntimeEngine:
             if self._cuda is None:
                 self._session.run_with_iobinding(bind(self._session, self.device, inputs, outputs))
             else:
-                self._cuda.run(inputs, outputs, graph_key(self.spec, sizes, feeds, out))
+                self._cuda.run(inputs, outputs, call_key(self.spec, sizes, feeds, out))
         except Exception as error:
             if self._cuda is not None and ort_providers.is_out_of_memory(error):
                 raise self._memory_error(error) from error

@@ -1,6 +1,6 @@
 """Runs of onnxruntime on a GPU: a stream of its own, and CUDA graphs.
 
-Source: onnxruntime's ``onnxruntime_run_options_config_keys.h``.
+Sources: onnxruntime's ``onnxruntime_run_options_config_keys.h`` and ``cuda_graph.cc``.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emag_export.contract import STATE_PAIRS, GraphSpec
+from emag_export.contract import STATE_PAIRS
+from emag_export.engines.repeats import CallKey, Repeats
 
-__all__ = ["CudaRuns", "GraphBook", "GraphKey", "bind", "graph_key"]
+__all__ = ["CudaRuns", "bind"]
 
 _ELEMENT_TYPES = {torch.float32: 1, torch.int64: 7, torch.float16: 10, torch.bfloat16: 16}
 """ONNX TensorProto element types."""
@@ -20,62 +21,8 @@ _ELEMENT_TYPES = {torch.float32: 1, torch.int64: 7, torch.float16: 10, torch.bfl
 _NO_GRAPH = -1
 """``gpu_graph_id`` of a run that is neither captured nor replayed."""
 
-GraphKey = tuple[tuple[tuple[str, int], ...], tuple[int, ...]]
-"""Sizes of a call, and the addresses of its moving averages."""
-
-
-def graph_key(
-    spec: GraphSpec,
-    sizes: Mapping[str, int],
-    feeds: Mapping[str, Tensor],
-    out: Mapping[str, Tensor] | None,
-) -> GraphKey | None:
-    """What a captured run is known by, or None if this one cannot be captured.
-
-    A captured run reads and writes fixed addresses. Everything small is copied there and back; the averages
-    are not, so their addresses are part of the key: two buffers that take turns make two graphs.
-
-    Args:
-        spec: Of the graph. One without averages runs once a picture and is not worth capturing.
-        sizes: Of the named dimensions.
-        feeds: Inputs.
-        out: Buffers the caller gave; without one for the averages they would be new at every call.
-    """
-    names = [tensor.name for tensor in spec.inputs if tensor.name in STATE_PAIRS]
-    written = [(out or {}).get(STATE_PAIRS[name]) for name in names]
-    state = [*(feeds[name] for name in names), *(tensor for tensor in written if tensor is not None)]
-    if not names or len(state) < 2 * len(names) or not all(tensor.is_contiguous() for tensor in state):
-        return None
-    return tuple(sorted(sizes.items())), tuple(tensor.data_ptr() for tensor in state)
-
-
-class GraphBook:
-    """Numbers of CUDA graphs.
-
-    A key seen for the first time runs plainly: capturing takes two runs, and a graph is worth it only where
-    the same call comes again.
-
-    Args:
-        limit: Graphs in all. Each keeps its buffers; beyond the limit, calls run plainly.
-    """
-
-    def __init__(self, limit: int = 32) -> None:
-        self._limit = limit
-        self._seen: set[GraphKey] = set()
-        self._numbers: dict[GraphKey, int] = {}
-
-    def number(self, key: GraphKey | None) -> int:
-        """``gpu_graph_id`` for this call: from 1 upwards, or -1 to run plainly."""
-        if key is None:
-            return _NO_GRAPH
-        if key in self._numbers:
-            return self._numbers[key]
-        if key in self._seen and len(self._numbers) < self._limit:
-            return self._numbers.setdefault(key, len(self._numbers) + 1)
-        if len(self._seen) >= 8 * self._limit:
-            self._seen.clear()  # only delays captures
-        self._seen.add(key)
-        return _NO_GRAPH
+_KEPT, _CAPTURED = 32, 256
+"""Calls of a session whose graphs are in use at a time, and graphs it may capture in all."""
 
 
 def bind(
@@ -94,6 +41,8 @@ def bind(
 class _FixedCall:
     """A call whose addresses never change."""
 
+    number: int
+    """Its ``gpu_graph_id``, from 1 upwards."""
     binding: Any
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
@@ -102,60 +51,76 @@ class _FixedCall:
 class CudaRuns:
     """Runs of one session on a stream of its own, in order with PyTorch's current stream.
 
-    The host waits for nothing. onnxruntime before 1.27 waits at the end of every replayed graph itself.
+    The host waits for nothing. onnxruntime runs a call with a new number plainly before it captures it.
+
+    When more calls repeat than graphs are kept, the one unused for longest gives up its buffers and its
+    number, which no other call ever gets: onnxruntime would replay the old graph, at addresses that are
+    somebody else's by now. The graph itself stays in the session: ``release_captured_graph`` (1.31) is there
+    to free it, but does nothing for the CUDA provider, whose source ties graphs to the session's life. So a
+    session captures a limited number of graphs in all; beyond that, new calls run plainly.
 
     Args:
         ort: The module.
         session: Launches on ``stream``.
         stream: A ``torch.cuda.Stream``, not the default one, which cannot be captured.
         cuda_graphs: Whether the session was opened for capturing.
+        kept: Calls whose graphs are kept.
+        captured: Graphs in all.
     """
 
-    def __init__(self, ort: Any, session: Any, stream: Any, *, cuda_graphs: bool) -> None:
+    def __init__(
+        self,
+        ort: Any,
+        session: Any,
+        stream: Any,
+        *,
+        cuda_graphs: bool,
+        kept: int = _KEPT,
+        captured: int = _CAPTURED,
+    ) -> None:
         self._ort, self._session, self._stream = ort, session, stream
         self.captures = cuda_graphs
-        self._book = GraphBook() if cuda_graphs else GraphBook(limit=0)
-        self._fixed: dict[GraphKey, _FixedCall] = {}
+        self._calls: Repeats[_FixedCall] = Repeats(kept if cuda_graphs else 0, self._release)
+        self._numbered, self._most = 0, captured
 
-    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], key: GraphKey | None) -> None:
+    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], key: CallKey | None) -> None:
         """Fill ``outputs``, contiguous tensors that overlap no input.
 
         Memory of both may be freed or written to right afterwards in PyTorch's current stream, which waits.
         """
         current, device = torch.cuda.current_stream(self._stream.device), self._stream.device
-        number = self._book.number(key)
         self._stream.wait_stream(current)
         try:
             # Copies to and from fixed addresses are in this stream too: calls come from any other.
             with torch.cuda.stream(self._stream):
-                if key is None or number == _NO_GRAPH:
+                known = key in self._calls or self._numbered < self._most
+                call = self._calls.get(key if known else None, lambda: self._fixed_call(inputs, outputs))
+                if call is None:
                     self._launch(bind(self._session, device, inputs, outputs), _NO_GRAPH)
                     return
-                # A buffer born in inference mode could not be written to by a caller who is not.
-                with torch.inference_mode(False):
-                    call = self._fixed_call(key, inputs, outputs)
                 for name, buffer in call.inputs.items():
                     buffer.copy_(inputs[name])
-                self._launch(call.binding, number)
+                self._launch(call.binding, call.number)
                 for name, buffer in call.outputs.items():
                     outputs[name].copy_(buffer)
         finally:
             current.wait_stream(self._stream)
 
-    def _fixed_call(
-        self, key: GraphKey, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
-    ) -> _FixedCall:
-        if key not in self._fixed:
-            own = {
-                name: torch.empty_like(tensor) for name, tensor in inputs.items() if name not in STATE_PAIRS
-            }
-            state = STATE_PAIRS.values()
-            results = {
-                name: torch.empty_like(tensor) for name, tensor in outputs.items() if name not in state
-            }
-            binding = bind(self._session, self._stream.device, {**inputs, **own}, {**outputs, **results})
-            self._fixed[key] = _FixedCall(binding=binding, inputs=own, outputs=results)
-        return self._fixed[key]
+    def _fixed_call(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> _FixedCall:
+        state = {*STATE_PAIRS, *STATE_PAIRS.values()}
+        # A buffer born in inference mode could not be written to by a caller who is not.
+        with torch.inference_mode(False):
+            own, results = (
+                {name: torch.empty_like(tensor) for name, tensor in tensors.items() if name not in state}
+                for tensors in (inputs, outputs)
+            )
+        binding = bind(self._session, self._stream.device, {**inputs, **own}, {**outputs, **results})
+        self._numbered += 1
+        return _FixedCall(number=self._numbered, binding=binding, inputs=own, outputs=results)
+
+    def _release(self, call: _FixedCall) -> None:
+        if release := getattr(self._session, "release_captured_graph", None):
+            release(call.number)
 
     def _launch(self, binding: Any, number: int) -> None:
         options = self._ort.RunOptions()
@@ -166,4 +131,4 @@ class CudaRuns:
     def close(self) -> None:
         """Wait for what is under way and free the fixed buffers."""
         self._stream.synchronize()
-        self._fixed.clear()
+        self._calls.clear()

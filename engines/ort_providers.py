@@ -28,11 +28,14 @@ RTX = "NvTensorRTRTXExecutionProvider"
 """A plug-in for stock onnxruntime, from a package of its own."""
 
 _INSTALL = {
-    CUDA: "pip uninstall onnxruntime, then pip install onnxruntime-gpu (both own the same module)",
-    TENSORRT: "pip uninstall onnxruntime, then pip install onnxruntime-gpu tensorrt "
-    "(onnxruntime and onnxruntime-gpu own the same module)",
+    CUDA: 'pip uninstall onnxruntime, then pip install "onnxruntime-gpu>=1.30" (both own the same module)',
+    TENSORRT: 'pip uninstall onnxruntime, then pip install onnxruntime-gpu "tensorrt>=10,<11" (both own the '
+    "same module; this provider is linked to TensorRT 10 and loads no newer one)",
     RTX: "pip install onnxruntime-ep-nv-tensorrt-rtx",
 }
+
+_MINIMUM = {CUDA: (1, 30)}
+"""Older versions give the memory of captured graphs to calls of other sizes: replays read what those left."""
 
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "cuda failure 2:")
 
@@ -56,7 +59,7 @@ def check_gpu(device: torch.device) -> torch.device:
 
 
 def check_provider(provider: str, available: Sequence[str], version: str) -> None:
-    """Refuse a provider that this onnxruntime was built without.
+    """Refuse a provider that this onnxruntime was built without, or is too old for.
 
     Args:
         provider: One of the constants of this module.
@@ -65,13 +68,20 @@ def check_provider(provider: str, available: Sequence[str], version: str) -> Non
 
     Raises:
         InputError: If there is no such provider here.
-        EngineError: With the commands that install it.
+        EngineError: With the commands that install it, also where onnxruntime is too old for it.
     """
     if provider not in _INSTALL:
         raise InputError(f"there is no provider {provider!r} for cuda; choose {', '.join(_INSTALL)}")
     if provider not in available and provider != RTX:
         raise EngineError(
             f"onnxruntime {version} here has no {provider}; it has {', '.join(available)}. "
+            f"To get it: {_INSTALL[provider]}"
+        )
+    minimum = _MINIMUM.get(provider, (0, 0))
+    if tuple(int(part) for part in version.split(".")[:2]) < minimum:
+        raise EngineError(
+            f"onnxruntime {version} is too old for {provider}, {minimum[0]}.{minimum[1]} or newer is needed: "
+            "before, calls of other sizes overwrote the memory of captured CUDA graphs. "
             f"To get it: {_INSTALL[provider]}"
         )
 

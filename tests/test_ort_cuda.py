@@ -11,7 +11,7 @@ from torch import Tensor
 from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions, available_providers
-from emag_export.engines.ort_cuda import CudaRuns, GraphBook, GraphKey, graph_key
+from emag_export.engines.ort_cuda import CudaRuns
 from emag_export.engines.ort_providers import (
     CUDA,
     RTX,
@@ -22,6 +22,7 @@ from emag_export.engines.ort_providers import (
     provider_options,
     rtx_devices,
 )
+from emag_export.engines.repeats import CallKey, call_key
 from emag_export.errors import EngineError, InputError, MissingDependencyError
 from emag_export.exporter.examples import DENOISER_CHECK_SIZES, random_inputs
 from tests.conftest import Exported, Exporter
@@ -61,16 +62,33 @@ def test_a_gpu_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_missing_providers_are_named_with_the_remedy() -> None:
     stock = ["AzureExecutionProvider", "CPUExecutionProvider"]
     wanted = (
-        r"onnxruntime 1\.31 here has no CUDA.*; it has Azure.*pip uninstall onnxruntime, then pip install"
+        r"onnxruntime 1\.31 here has no CUDA.*; it has Azure.*pip uninstall onnxruntime, then pip install "
+        r"\"onnxruntime-gpu>=1\.30\" .both own the same module"
     )
-    with pytest.raises(EngineError, match=f"{wanted} onnxruntime-gpu .both own the same module"):
+    with pytest.raises(EngineError, match=wanted):
         check_provider(CUDA, stock, "1.31")
-    with pytest.raises(EngineError, match=r"has no TensorrtExecutionProvider.*onnxruntime-gpu tensorrt"):
-        check_provider(TENSORRT, [CUDA, *stock], "1.31")
+    with pytest.raises(
+        EngineError, match=r"has no Tensorrt.*onnxruntime-gpu \"tensorrt>=10,<11\".*TensorRT 10"
+    ):
+        check_provider(TENSORRT, stock, "1.31")
     with pytest.raises(InputError, match=f"no provider 'DmlExecutionProvider' for cuda; choose {CUDA}"):
         check_provider("DmlExecutionProvider", stock, "1.31")
     check_provider(CUDA, [CUDA, *stock], "1.31")
     check_provider(RTX, stock, "1.31")  # a plug-in of stock onnxruntime: its own package is looked for
+
+
+@pytest.mark.parametrize(("version", "fits"), [("1.29.1", False), ("1.30.0", True), ("2.0", True)])
+def test_an_onnxruntime_whose_captured_graphs_go_wrong_is_refused(version: str, fits: bool) -> None:
+    available = [CUDA, TENSORRT, "CPUExecutionProvider"]
+    check_provider(TENSORRT, available, version)  # nothing is captured there
+    if fits:
+        check_provider(CUDA, available, version)
+        return
+    wanted = (
+        r"onnxruntime 1\.29\.1 is too old for CUDA.*, 1\.30 or newer .*pip install \"onnxruntime-gpu>=1\.30"
+    )
+    with pytest.raises(EngineError, match=wanted):
+        check_provider(CUDA, available, version)
 
 
 def test_a_missing_plug_in_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,33 +152,25 @@ def test_a_key_is_sizes_and_the_addresses_of_the_averages(graph: Exported) -> No
     feeds = random_inputs(spec, SIZES)
     spare = torch.empty_like(feeds["ema_state"])
 
-    def key(feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None) -> GraphKey | None:
-        return graph_key(spec, SIZES, feeds, out)
+    def key(feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None) -> CallKey | None:
+        return call_key(spec, SIZES, feeds, out)
 
     first = key(feeds, {"ema_state_out": spare})
     assert first is not None
     assert first == key({**feeds, "timestep": feeds["timestep"].clone()}, {"ema_state_out": spare})
     assert first != key({**feeds, "ema_state": spare}, {"ema_state_out": feeds["ema_state"]})
-    assert first != graph_key(spec, {**SIZES, "text": 6}, feeds, {"ema_state_out": spare})
+    assert first != call_key(spec, {**SIZES, "text": 6}, feeds, {"ema_state_out": spare})
 
 
 def test_what_has_no_fixed_address_is_not_captured(graph: Exported) -> None:
     spec = graph.contract.graph
     feeds = random_inputs(spec, SIZES)
     spare = torch.empty_like(feeds["ema_state"])
-    assert graph_key(spec, SIZES, feeds, None) is None
-    assert graph_key(spec, SIZES, feeds, {"layer_delta": spare}) is None
+    assert call_key(spec, SIZES, feeds, None) is None
+    assert call_key(spec, SIZES, feeds, {"layer_delta": spare}) is None
     strided = {**feeds, "ema_state": feeds["ema_state"].transpose(-1, -2).contiguous().transpose(-1, -2)}
-    assert graph_key(spec, SIZES, strided, {"ema_state_out": spare}) is None
-    assert graph_key(type(spec)(name="decoder", inputs=(), outputs=()), {}, {}, {}) is None
-
-
-def test_a_graph_is_numbered_when_its_call_comes_again() -> None:
-    book, a, b, c = GraphBook(limit=2), *(((("h", n),), (1, 2)) for n in range(3))
-    assert [book.number(key) for key in (a, b, a, a, b, c, c, c, a, None)] == [
-        -1, -1, 1, 1, 2, -1, -1, -1, 1, -1,
-    ]  # fmt: skip
-    assert [GraphBook(limit=0).number(a) for _ in range(3)] == [-1] * 3
+    assert call_key(spec, SIZES, strided, {"ema_state_out": spare}) is None
+    assert call_key(type(spec)(name="decoder", inputs=(), outputs=()), {}, {}, {}) is None
 
 
 class PretendedStream:
@@ -227,7 +237,7 @@ def test_a_replayed_call_gives_what_a_plain_one_gives(graph: Exported, log: list
             outputs["ema_state_out"] = spare
             log.clear()
             with torch.inference_mode(seed == 1):  # where the fixed buffers are made
-                runs.run(feeds, outputs, graph_key(spec, SIZES, feeds, {"ema_state_out": spare}))
+                runs.run(feeds, outputs, call_key(spec, SIZES, feeds, {"ema_state_out": spare}))
             assert all(torch.equal(outputs[name], tensor) for name, tensor in wanted.items())
             assert log == [
                 "own waits for torch",
@@ -237,6 +247,51 @@ def test_a_replayed_call_gives_what_a_plain_one_gives(graph: Exported, log: list
             ]
         runs.close()
         assert log[-1] == "host waits"
+
+
+def test_graphs_unused_for_longest_are_given_up_and_numbers_never_come_back(
+    graph: Exported, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three calls take turns, two graphs are kept, four may be captured; results are those without graphs."""
+    import onnxruntime
+
+    spec = graph.contract.graph
+    released: list[int] = []
+    with graph.engine() as engine:
+        session = engine._session
+        session.release_captured_graph(7)  # takes a number, and does nothing where nothing was captured
+        monkeypatch.setattr(session, "release_captured_graph", released.append)
+        runs = CudaRuns(
+            LoggingRunOptions(onnxruntime, log),
+            session,
+            PretendedStream("own", log),
+            cuda_graphs=True,
+            kept=2,
+            captured=4,
+        )
+        calls = []
+        for rows in (1, 2, 3):
+            feeds = random_inputs(spec, {**SIZES, "rows": rows + 1, "tracked": 1}, seed=rows)
+            calls.append((feeds, engine.run(feeds), torch.empty_like(feeds["ema_state"])))
+
+        def number(which: int) -> int:
+            feeds, wanted, spare = calls[which]
+            outputs = {name: torch.full_like(tensor, torch.nan) for name, tensor in wanted.items()}
+            outputs["ema_state_out"] = spare
+            sizes = spec.bind({name: tuple(tensor.shape) for name, tensor in feeds.items()})
+            log.clear()
+            runs.run(feeds, outputs, call_key(spec, sizes, feeds, {"ema_state_out": spare}))
+            assert all(torch.equal(outputs[name], tensor) for name, tensor in wanted.items())
+            return int(log[1].removeprefix("gpu_graph_id="))
+
+        assert [number(which) for which in (0, 0, 1, 1, 0)] == [-1, 1, -1, 2, 1]
+        assert [number(which) for which in (2, 2)] == [-1, 3], "the second call was unused for longest"
+        assert released == [2]
+        assert [number(which) for which in (0, 1, 1, 1)] == [1, -1, 4, 4], (
+            "it comes again under another number"
+        )
+        assert released == [2, 3]
+        assert [number(which) for which in (2, 2, 2, 0)] == [-1, -1, -1, 1], "no fifth graph"
 
 
 def test_torch_waits_for_a_run_that_failed(graph: Exported, log: list[str]) -> None:
