@@ -16,7 +16,7 @@ from emag_export.engines.tensorrt.open import open_tensorrt
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.probe import probe
 from emag_export.errors import EmagError
-from emag_export.runtime.pipeline import Pipeline
+from emag_export.runtime.pipeline import EngineOpener, Pipeline
 from emag_export.runtime.request import default_request
 from tests.bundles import TinyBundles
 
@@ -50,8 +50,17 @@ def built(
 
 
 def latents(bundle: Bundle, name: str, *, cuda_graphs: bool = True) -> torch.Tensor:
-    """Latents of two pictures after every step."""
-    with Pipeline(bundle, open_backend(name, cuda_graphs=cuda_graphs)) as pipeline:
+    """Latents of two pictures after every step.
+
+    Kernels are compiled before they first run: otherwise TensorRT-RTX would change them, and with them the
+    rounding, between one call and the next.
+    """
+    opener: EngineOpener
+    if name in FLAVOURS:
+        opener = open_tensorrt(FLAVOURS[name], cuda_graphs=cuda_graphs, eager_kernels=True)
+    else:
+        opener = open_backend(name)
+    with Pipeline(bundle, opener) as pipeline:
         prepared = pipeline.prepare([default_request(bundle, prompt) for prompt in PROMPTS])
         return torch.stack([step.latents.cpu() for step in pipeline.denoise(prepared)])
 

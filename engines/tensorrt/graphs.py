@@ -1,60 +1,36 @@
-"""CUDA graphs of an engine's calls: one per sizes and state addresses, captured when a call repeats."""
+"""A CUDA graph of one call."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-__all__ = ["CallGraphs", "graph_key"]
-
-_MOST = 32
-"""Graphs kept; a run of one batch uses four: two phases, and two state buffers that take turns."""
+__all__ = ["capture"]
 
 
-def graph_key(
-    sizes: dict[str, int], addresses: dict[str, int], generation: int
-) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...], int]:
-    """What a captured graph depends on: its sizes, the addresses it reads and writes, its scratch memory."""
-    return tuple(sorted(sizes.items())), tuple(sorted(addresses.items())), generation
+def capture(enqueue: Callable[[], None], stream: Any) -> Any:
+    """What ``enqueue`` enqueues, as a graph; nothing of it is run.
 
+    TensorRT settles what depends on shapes and addresses in the first call with them, which cannot be
+    captured: run ``enqueue`` once right before, on the same execution context.
 
-class CallGraphs:
-    """Runs a call eagerly the first time, captures it the second time, replays it from then on.
+    Args:
+        enqueue: Enqueues the call on ``stream``.
+        stream: A ``torch.cuda.Stream``, not the default one.
 
-    The first call lets the engine allocate and choose kernels, which cannot be captured. Least recently
-    used graphs are dropped.
+    Returns:
+        A ``torch.cuda.CUDAGraph``.
     """
-
-    def __init__(self) -> None:
-        self._graphs: OrderedDict[Hashable, torch.cuda.CUDAGraph | None] = OrderedDict()
-
-    def run(self, key: Hashable, enqueue: Callable[[], None], stream: torch.cuda.Stream) -> None:
-        """Do what ``enqueue`` does on ``stream``.
-
-        Args:
-            key: Two calls with the same key read and write the same addresses.
-            enqueue: Enqueues the call on ``stream``.
-            stream: Not the default stream.
-        """
-        with torch.cuda.stream(stream):
-            if key not in self._graphs:
-                enqueue()
-                self._graphs[key] = None
-            else:
-                graph = self._graphs[key]
-                if graph is None:
-                    graph = torch.cuda.CUDAGraph()
-                    graph.capture_begin(capture_error_mode="thread_local")
-                    try:
-                        enqueue()
-                    finally:
-                        graph.capture_end()
-                    self._graphs[key] = graph
-                graph.replay()
-        self._graphs.move_to_end(key)
-        while len(self._graphs) > _MOST:
-            self._graphs.popitem(last=False)
-
-    def clear(self) -> None:
-        """Drop everything; the caller makes sure that nothing is running."""
-        self._graphs.clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            enqueue()
+        except BaseException as error:
+            try:  # CUDA has often ended the capture by then, and says so with an error that explains nothing
+                graph.capture_end()
+            except Exception as consequence:
+                error.add_note(f"ending the capture failed as well: {consequence}")
+            raise
+        graph.capture_end()
+    return graph

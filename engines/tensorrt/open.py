@@ -42,7 +42,11 @@ def find_engine_folder(bundle: Bundle, flavour: Flavour, gpu: Gpu) -> EngineFold
 
 
 def open_tensorrt(
-    flavour: Flavour, *, cuda_graphs: bool = True, weight_budget: int | None = None
+    flavour: Flavour,
+    *,
+    cuda_graphs: bool = True,
+    weight_budget: int | None = None,
+    eager_kernels: bool = False,
 ) -> Callable[[Bundle, str], "TensorRTEngine"]:
     """A function that opens components of a bundle; what it opens shares one stream and scratch memory.
 
@@ -61,7 +65,7 @@ def open_tensorrt(
     from emag_export.engines.tensorrt.workspace import Workspace
 
     workspace = Workspace(torch.device("cuda", torch.cuda.current_device()))
-    options = RunOptions(cuda_graphs=cuda_graphs, weight_budget=weight_budget)
+    options = RunOptions(cuda_graphs=cuda_graphs, weight_budget=weight_budget, eager_kernels=eager_kernels)
 
     def open_component(bundle: Bundle, component: str) -> TensorRTEngine:
         folder = find_engine_folder(bundle, flavour, gpu)

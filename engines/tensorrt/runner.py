@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,15 +12,22 @@ from torch import Tensor
 
 from emag_export.contract import STATE_PAIRS, GraphSpec
 from emag_export.engines.protocol import TORCH_DTYPES, allocate_outputs, check_feeds
+from emag_export.engines.repeats import CallKey, Repeats, call_key
 from emag_export.engines.tensorrt.build_log import log_of
+from emag_export.engines.tensorrt.contexts import Contexts
 from emag_export.engines.tensorrt.flavour import Flavour
-from emag_export.engines.tensorrt.graphs import CallGraphs, graph_key
+from emag_export.engines.tensorrt.graphs import capture
 from emag_export.engines.tensorrt.profiles import choose_profile
 from emag_export.engines.tensorrt.store import EngineFolder, PlanRecord
-from emag_export.engines.tensorrt.workspace import Workspace
+from emag_export.engines.tensorrt.streaming import automatic_budget, set_budget
+from emag_export.engines.tensorrt.workspace import Workspace, empty_aligned, is_aligned
 from emag_export.errors import EngineError
 
 __all__ = ["RunOptions", "StoredPlan", "TensorRTEngine"]
+
+_REPEATS = 16
+"""Calls that get a context of their own; a run of one batch has four: two phases, and two state buffers that
+take turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,10 @@ class RunOptions:
 
     cuda_graphs: bool = True
     weight_budget: int | None = None
-    """Bytes of weights kept on the device by a plan that streams them; None lets TensorRT choose."""
+    """Bytes of weights kept on the device by a plan that streams them; None is what fits."""
+    eager_kernels: bool = False
+    """TensorRT-RTX compiles kernels for new shapes before it first runs them, not while it runs others: the
+    first call of a kind takes longer, and equal calls give equal results from the first one on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +54,26 @@ class StoredPlan:
     """The ONNX file, needed where weights were left out of the plan."""
 
 
-class TensorRTEngine:
-    """One deserialised plan with an execution context per profile.
+@dataclass(kw_only=True)
+class _Call:
+    """An execution context, and what it was last set up for."""
 
-    Outputs are new tensors, except those given in ``out``; inputs are copied to fixed addresses when CUDA
-    graphs are on, except the moving averages, which are read and written where they are.
+    context: Any
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    """Fixed addresses of all but the averages, for a call that repeats; empty for a context of any call."""
+    sizes: Mapping[str, int] | None = None
+    generation: int = -1
+    """Of the scratch memory."""
+    graph: Any = None
+    """A ``torch.cuda.CUDAGraph`` once it is captured, where TensorRT keeps none itself."""
+
+
+class TensorRTEngine:
+    """One deserialised plan with an execution context per profile, for calls of any size.
+
+    With CUDA graphs, a call that comes again, with the same sizes and the same buffers of averages, gets a
+    context of its own, whose shapes and addresses never change: inputs and outputs other than the averages
+    are copied to and from fixed buffers. It runs once, is captured right after, and replayed from then on.
 
     Args:
         plan: Checked by the store.
@@ -75,19 +100,26 @@ class TensorRTEngine:
         self._trt = flavour.load()
         self._logger, self._log = log_of(self._trt)
         self._plan, self._flavour, self._workspace = plan, flavour, workspace
-        streams_weights = plan.record.options.weight_streaming
-        self._use_graphs = options.cuda_graphs and not streams_weights  # streaming cannot be captured
-        self._graphs = CallGraphs()
-        self._staging: dict[tuple[tuple[str, int], ...], dict[str, Tensor]] = {}
-        self._shaped: dict[int, tuple[dict[str, int], int]] = {}
         self._engine: Any = self._deserialise()
+        streams_weights = plan.record.options.weight_streaming
         if streams_weights:
-            automatic = self._engine.get_weight_streaming_automatic_budget()
-            self._engine.weight_streaming_budget_v2 = (
-                automatic if options.weight_budget is None else options.weight_budget
-            )
-        self._runtime_config: Any = None
-        self._contexts = [self._context(index) for index in range(len(plan.record.profiles))]
+            self._keep_weights(options.weight_budget)
+        kernels = plan.folder.runtime_cache(plan.component)
+        self._contexts = Contexts(
+            self._trt,
+            self._engine,
+            flavour,
+            eager_kernels=options.eager_kernels,
+            stored=kernels.read_bytes() if kernels.is_file() else None,
+            failure=lambda what, remedy: self._failure(what, f"{remedy}: {self._rebuild}"),
+        )
+        stream = workspace.stream.cuda_stream
+        self._calls = [
+            _Call(context=self._contexts.make(profile, stream, repeating=False))
+            for profile in range(len(plan.record.profiles))
+        ]
+        captures = options.cuda_graphs and not streams_weights  # streaming cannot be captured
+        self._repeats: Repeats[_Call] = Repeats(_REPEATS if captures else 0, self._drop)
         workspace.stream.synchronize()
 
     def _deserialise(self) -> Any:
@@ -113,110 +145,124 @@ class TensorRTEngine:
         if not parser.refit_from_file(str(self._plan.graph())) or not refitter.refit_cuda_engine():
             raise self._failure("cannot put the weights into", "rebuild: " + self._rebuild)
 
-    def _context(self, profile: int) -> Any:
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._flavour.captures_graphs_itself:
-            if self._runtime_config is None:
-                self._runtime_config = self._configure(strategy)
-            context = self._engine.create_execution_context(self._runtime_config)
-        else:
-            context = self._engine.create_execution_context(strategy)
-        stream = self._workspace.stream.cuda_stream
-        if context is None or not context.set_optimization_profile_async(profile, stream):
-            raise self._failure("cannot prepare", "lower --max-images, --height or --width: " + self._rebuild)
-        return context
-
-    def _configure(self, strategy: Any) -> Any:
-        """Kernels compiled on this GPU by an earlier run, and CUDA graphs kept by the context itself."""
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        graphs = self._trt.CudaGraphStrategy
-        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if self._use_graphs else graphs.DISABLED
-        cache = config.create_runtime_cache()
-        file = self._plan.folder.runtime_cache(self._plan.component)
-        if file.is_file():
-            cache.deserialize(file.read_bytes())  # refused if of another GPU or driver: compiled anew then
-        config.set_runtime_cache(cache)
-        return config
+    def _keep_weights(self, budget: int | None) -> None:
+        if budget is None:
+            self._engine.weight_streaming_budget_v2 = 0
+            sizes = {name: size.max for name, size in self._plan.record.profiles[-1].items()}
+            reserved = sum(tensor.nbytes(sizes) for tensor in (*self.spec.inputs, *self.spec.outputs))
+            budget = automatic_budget(self._engine, torch.cuda.mem_get_info(self.device)[0], reserved)
+        set_budget(self._engine, budget)
 
     def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """See :meth:`Engine.run`; the host does not wait for the device."""
         sizes = check_feeds(self.spec, feeds, self.device)
         profile = choose_profile(self._plan.record.profiles, sizes, rebuild=self._rebuild)
-        given = dict(out or {})
-        inputs = {name: tensor.contiguous() for name, tensor in feeds.items()}
-        if self._use_graphs:
-            staged = self._staged(sizes)
-            for name in inputs.keys() - STATE_PAIRS.keys():
-                inputs[name] = staged[name].copy_(inputs[name], non_blocking=True)
-            outputs = allocate_outputs(
-                self.spec, sizes, self.device, {**self._staged_outputs(staged), **given}
-            )
-        else:
-            outputs = allocate_outputs(self.spec, sizes, self.device, given)
-        addresses = {name: tensor.data_ptr() for name, tensor in (*inputs.items(), *outputs.items())}
-        context = self._prepared(profile, sizes)
+        try:
+            results = allocate_outputs(self.spec, sizes, self.device, out)
+            key = self._key(sizes, feeds, out)
+            call = self._repeats.get(key, lambda: self._repeated(profile, sizes)) or self._calls[profile]
+            # In inference mode buffers of callers who are and who are not can both be written to.
+            with torch.inference_mode():
+                self._run(call, sizes, feeds, results)
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"{self.name} ran out of device memory in {self._plan.component}; generate fewer or smaller "
+                f"pictures per call (--batch-size), or end other programs on this GPU: {error}"
+            ) from error
+        return results
+
+    def _key(
+        self, sizes: Mapping[str, int], feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None
+    ) -> CallKey | None:
+        key = call_key(self.spec, sizes, feeds, out)
+        return key if key is not None and all(map(is_aligned, key[1])) else None
+
+    def _repeated(self, profile: int, sizes: Mapping[str, int]) -> _Call:
+        state = {*STATE_PAIRS, *STATE_PAIRS.values()}
+        shapes = {**self.spec.input_shapes(sizes), **self.spec.output_shapes(sizes)}
+        # A buffer born in inference mode could not be written to by a caller who is not.
+        with torch.inference_mode(False):
+            buffers = {
+                tensor.name: empty_aligned(shapes[tensor.name], TORCH_DTYPES[tensor.dtype], self.device)
+                for tensor in (*self.spec.inputs, *self.spec.outputs)
+                if tensor.name not in state
+            }
+        stream = self._workspace.stream.cuda_stream
+        return _Call(context=self._contexts.make(profile, stream, repeating=True), buffers=buffers)
+
+    def _drop(self, call: _Call) -> None:
+        """A context must not end while it runs; this is the one wait, and calls that repeat cause none."""
+        self._workspace.stream.synchronize()
+
+    def _run(
+        self,
+        call: _Call,
+        sizes: Mapping[str, int],
+        feeds: Mapping[str, Tensor],
+        results: Mapping[str, Tensor],
+    ) -> None:
+        bound = {}
+        for name, tensor in feeds.items():
+            if name in call.buffers or not (tensor.is_contiguous() and is_aligned(tensor.data_ptr())):
+                bound[name] = self._buffer(call, name, tensor).copy_(tensor, non_blocking=True)
+            else:
+                bound[name] = tensor
+        for name, tensor in results.items():
+            fits = name not in call.buffers and is_aligned(tensor.data_ptr())
+            bound[name] = tensor if fits else self._buffer(call, name, tensor)
         self._workspace.begin()
-        self._launch(context, sizes, addresses)
-        self._workspace.end()
-        if not self._use_graphs:
-            return outputs
-        return {name: tensor if name in given else tensor.clone() for name, tensor in outputs.items()}
+        try:
+            self._launch(call, sizes, {name: tensor.data_ptr() for name, tensor in bound.items()})
+        finally:  # memory may be freed and used again while kernels that were launched are still at work
+            self._workspace.end()
+        for name, tensor in results.items():
+            if bound[name] is not tensor:
+                tensor.copy_(bound[name], non_blocking=True)
 
-    def _prepared(self, profile: int, sizes: dict[str, int]) -> Any:
-        """The context of a profile, with its shapes and scratch memory set."""
-        context, workspace = self._contexts[profile], self._workspace
-        if self._shaped.get(profile) != (sizes, workspace.generation):
-            shapes = self.spec.input_shapes(sizes)
-            if not all(context.set_input_shape(name, shape) for name, shape in shapes.items()):
-                raise self._failure("refused a shape in", "rebuild: " + self._rebuild)
-            need = context.update_device_memory_size_for_shapes()
-            try:
-                context.set_device_memory(*workspace.reserve(need))
-            except torch.OutOfMemoryError as error:
-                raise EngineError(
-                    f"{self._plan.component} needs {need / 1e9:.1f} GB of scratch memory for this call, the "
-                    "GPU has less free; generate fewer or smaller pictures per call (--batch-size)"
-                ) from error
-            self._shaped[profile] = (dict(sizes), workspace.generation)
-        return context
+    def _buffer(self, call: _Call, name: str, like: Tensor) -> Tensor:
+        fixed = call.buffers.get(name)
+        return empty_aligned(tuple(like.shape), like.dtype, self.device) if fixed is None else fixed
 
-    def _launch(self, context: Any, sizes: dict[str, int], addresses: dict[str, int]) -> None:
+    def _launch(self, call: _Call, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> None:
         stream = self._workspace.stream
 
         def enqueue() -> None:
             for name, address in addresses.items():
-                context.set_tensor_address(name, address)
-            if not context.execute_async_v3(stream.cuda_stream):
+                if not call.context.set_tensor_address(name, address):
+                    raise self._failure(f"refused the address of {name} in", "report it")
+            if not call.context.execute_async_v3(stream.cuda_stream):
                 raise self._failure("failed in", "try --no-cuda-graphs, or rebuild: " + self._rebuild)
 
-        if self._use_graphs and not self._flavour.captures_graphs_itself:
-            self._graphs.run(graph_key(sizes, addresses, self._workspace.generation), enqueue, stream)
-        else:
-            enqueue()
+        if call.graph is not None and call.generation == self._workspace.generation:
+            with torch.cuda.stream(stream):
+                call.graph.replay()
+            return
+        call.graph = None
+        self._prepare(call, sizes)
+        enqueue()
+        if call.buffers and not self._flavour.captures_graphs_itself:
+            try:
+                call.graph = capture(enqueue, stream)
+            except RuntimeError as error:
+                raise self._failure("cannot capture a call of", f"{error}; try --no-cuda-graphs") from error
 
-    def _staged(self, sizes: dict[str, int]) -> dict[str, Tensor]:
-        """Buffers at fixed addresses for everything but the moving averages, one set per sizes."""
-        key = tuple(sorted(sizes.items()))
-        if key not in self._staging:
-            state = {*STATE_PAIRS, *STATE_PAIRS.values()}
-            shapes = {**self.spec.input_shapes(sizes), **self.spec.output_shapes(sizes)}
-            self._staging[key] = {
-                tensor.name: torch.empty(
-                    shapes[tensor.name], dtype=TORCH_DTYPES[tensor.dtype], device=self.device
-                )
-                for tensor in (*self.spec.inputs, *self.spec.outputs)
-                if tensor.name not in state
-            }
-        return self._staging[key]
-
-    def _staged_outputs(self, staged: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {tensor.name: staged[tensor.name] for tensor in self.spec.outputs if tensor.name in staged}
+    def _prepare(self, call: _Call, sizes: Mapping[str, int]) -> None:
+        """Set shapes and scratch memory of a context, where they are not."""
+        workspace = self._workspace
+        if (call.sizes, call.generation) == (sizes, workspace.generation):
+            return
+        call.sizes = None  # if anything below fails, nothing is known of this context
+        for name, shape in self.spec.input_shapes(sizes).items():
+            if not call.context.set_input_shape(name, shape):
+                raise self._failure(f"refused {name} of shape {shape} in", "rebuild: " + self._rebuild)
+        need = call.context.update_device_memory_size_for_shapes()
+        call.context.set_device_memory(*workspace.reserve(need))
+        call.sizes, call.generation = dict(sizes), workspace.generation
 
     def describe(self) -> str:
         """The engine inspector's JSON."""
         inspector = self._engine.create_engine_inspector()
-        inspector.execution_context = self._contexts[0]
+        inspector.execution_context = self._calls[0].context
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     @property
@@ -234,10 +280,9 @@ class TensorRTEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._workspace.stream.synchronize()
-        if self._runtime_config is not None:
-            self._plan.folder.save_runtime_cache(
-                self._plan.component, bytes(self._runtime_config.get_runtime_cache().serialize())
-            )
-        self._graphs.clear()
-        self._staging.clear()
-        del self._contexts, self._runtime_config, self._engine, self._runtime
+        compiled = self._contexts.compiled()
+        if compiled is not None:
+            self._plan.folder.save_runtime_cache(self._plan.component, compiled)
+        self._repeats.clear()
+        self._calls.clear()
+        del self._contexts, self._engine, self._runtime

@@ -1,12 +1,27 @@
 """One stream and one block of device memory for engines that never run at the same time."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 
-__all__ = ["Workspace"]
+__all__ = ["Workspace", "empty_aligned", "is_aligned"]
 
 _ALIGNMENT = 256
-"""Bytes; what TensorRT asks of scratch memory."""
+"""Bytes; what TensorRT asks of all addresses. PyTorch allocates at such, but a view may begin anywhere."""
+
+
+def is_aligned(address: int) -> bool:
+    """Whether TensorRT takes this address."""
+    return address % _ALIGNMENT == 0
+
+
+def empty_aligned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A contiguous tensor whose address TensorRT takes."""
+    size = prod(shape) * dtype.itemsize
+    block = torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device=device)
+    begin = -block.data_ptr() % _ALIGNMENT
+    return block[begin : begin + size].view(dtype).view(shape)
 
 
 class Workspace:

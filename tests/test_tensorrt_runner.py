@@ -1,0 +1,371 @@
+"""The TensorRT runner around engines that compute on the host: addresses, contexts, captures, kernels."""
+
+import gc
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tensorrt_rtx
+import torch
+from torch import Tensor
+
+from emag_export.engines.tensorrt import runner
+from emag_export.engines.tensorrt.flavour import FLAVOURS, Flavour
+from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
+from emag_export.engines.tensorrt.runner import RunOptions, StoredPlan, TensorRTEngine
+from emag_export.engines.tensorrt.store import EngineFolder, PlanRecord
+from emag_export.engines.tensorrt.streaming import automatic_budget, set_budget
+from emag_export.engines.tensorrt.workspace import empty_aligned
+from emag_export.errors import EngineError
+from tests import tensorrt_double as double
+from tests.tensorrt_double import SPEC, HostGraph, HostWorkspace
+
+RTX = FLAVOURS["tensorrt-rtx"]
+TENSORRT = replace(FLAVOURS["tensorrt"], module="tensorrt_rtx", minimum=(1, 4))
+"""With the enumerations of the module that is installed; both share their Python API."""
+
+
+class Bench:
+    """An engine under test, and what it was made of."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.plan_engine = double.Engine(self.log)
+        self.workspace = HostWorkspace(self.log)
+        self.folder = EngineFolder(folder, "emag-export build …")
+        self.streaming = False
+        monkeypatch.setattr(TensorRTEngine, "_deserialise", lambda engine: self._load(engine))
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "host")
+        monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
+        monkeypatch.setattr("torch.cuda.CUDAGraph", HostGraph)
+        monkeypatch.setattr(HostGraph, "ending_fails", False)
+
+    def _load(self, engine: TensorRTEngine) -> double.Engine:
+        engine._runtime = None
+        return self.plan_engine
+
+    def open(self, flavour: Flavour = TENSORRT, **options: bool) -> TensorRTEngine:
+        sizes = {"tracked": (1, 4), "w": (64, 64)}
+        profiles = tuple(
+            {n: SizeRange(min=a, opt=a, max=b) for n, (a, b) in sizes.items()}
+            | {"rows": SizeRange(min=1, opt=rows, max=4 * rows)}
+            for rows in ((3,) if flavour is RTX else (2, 3))
+        )
+        record = PlanRecord(
+            key="",
+            file="transformer.plan",
+            bytes=1,
+            sha256="",
+            precision="float32",
+            profiles=profiles,
+            options=EngineOptions(weight_streaming=self.streaming).to_json(),
+            memory={},
+            warnings=(),
+            seconds=0.0,
+        )
+        plan = StoredPlan(
+            component="transformer",
+            path=self.folder.path / record.file,
+            record=record,
+            folder=self.folder,
+            graph=lambda: self.folder.path,
+        )
+        return TensorRTEngine(plan, SPEC, flavour, self.workspace, RunOptions(**options))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+def state(pictures: int = 1) -> Tensor:
+    """A buffer of averages, at an address that TensorRT takes."""
+    return empty_aligned((pictures, 64), torch.float32, torch.device("cpu")).normal_()
+
+
+def call(
+    engine: TensorRTEngine, average: Tensor, spare: Tensor | None, rows: int = 2, seed: int = 0
+) -> Mapping[str, Tensor]:
+    """Run once with new inputs, hold the results against the definition, and give them."""
+    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(seed))
+    wanted = {"y": 2 * x, "ema_state_out": average + x[: len(average)]}
+    got = engine.run({"x": x, "ema_state": average}, out=None if spare is None else {"ema_state_out": spare})
+    assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
+    assert spare is None or got["ema_state_out"] is spare
+    return got
+
+
+@pytest.mark.parametrize(
+    ("pretended", "real"),
+    [
+        (double.Cache, tensorrt_rtx.IRuntimeCache),
+        (double.Config, tensorrt_rtx.IRuntimeConfig),
+        (double.Context, tensorrt_rtx.IExecutionContext),
+        (double.Engine, tensorrt_rtx.ICudaEngine),
+    ],
+)
+def test_the_doubles_have_methods_of_the_real_classes_only(pretended: type, real: type) -> None:
+    names = [name for name, value in vars(pretended).items() if callable(value) and name[0] != "_"]
+    assert names
+    assert [name for name in names if not callable(getattr(real, name, None))] == []
+
+
+def test_what_else_is_used_exists_in_the_real_module() -> None:
+    assert {"WHOLE_GRAPH_CAPTURE", "DISABLED"} <= tensorrt_rtx.CudaGraphStrategy.__members__.keys()
+    kernels = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy
+    assert {"EAGER", "LAZY"} <= kernels.__members__.keys()
+    assert "USER_MANAGED" in tensorrt_rtx.ExecutionContextAllocationStrategy.__members__
+    for owner, names in (
+        (
+            tensorrt_rtx.IRuntimeConfig,
+            ("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy"),
+        ),
+        (
+            tensorrt_rtx.ICudaEngine,
+            (
+                "streamable_weights_size",
+                "weight_streaming_budget_v2",
+                "device_memory_size_v2",
+                "create_engine_inspector",
+            ),
+        ),
+    ):
+        assert [name for name in names if not hasattr(owner, name)] == []
+
+
+@pytest.mark.parametrize("flavour", [TENSORRT, RTX], ids=["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_buffers_that_take_turns_give_what_is_wanted(
+    bench: Bench, flavour: Flavour, cuda_graphs: bool
+) -> None:
+    """Two phases and two parities, over and over: every result is held against its definition."""
+    with bench.open(flavour, cuda_graphs=cuda_graphs) as engine:
+        average, spare = state(), state()
+        for step in range(12):
+            call(engine, average, spare, rows=2 if step < 6 else 3, seed=step)
+            average, spare = spare, average
+    profiles = len(engine._plan.record.profiles)
+    assert len(bench.plan_engine.contexts) == profiles + (4 if cuda_graphs else 0)
+
+
+def test_a_call_is_captured_right_after_a_run_in_a_context_of_its_own(bench: Bench) -> None:
+    """Other sizes run in between: the double refuses a capture whose shapes were not the last to run."""
+    with bench.open() as engine:
+        average, spare = state(), state()
+        bench.log.clear()
+        call(engine, average, spare, seed=1)
+        call(engine, average, spare, rows=3, seed=2)  # in the other profile's context
+        call(engine, average, spare, seed=3)  # comes again: runs once more, and is captured
+        call(engine, average, spare, rows=1, seed=4)
+        call(engine, average, spare, seed=5)
+        call(engine, average, spare, seed=6)
+        ran = [line for line in bench.log if line.startswith("run")]
+        assert ran == ["run (2, 64)", "run (3, 64)", "run (2, 64)", "run (1, 64)"], "then it is replayed"
+
+
+def test_a_graph_is_captured_anew_where_scratch_memory_moved(bench: Bench) -> None:
+    with bench.open() as engine:
+        average, spare = state(), state()
+        for seed in range(3):
+            call(engine, average, spare, seed=seed)
+        bench.workspace.reserve(1 << 20)  # another engine of the pipeline needs more
+        bench.log.clear()
+        for seed in range(2):
+            call(engine, average, spare, seed=seed)
+        assert [line for line in bench.log if line.startswith("run")] == ["run (2, 64)"]
+
+
+def test_contexts_of_calls_that_repeat_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_REPEATS", 2)
+    with bench.open() as engine:
+        buffers = [state() for _ in range(4)]
+        for seed, spare in enumerate(buffers[1:]):
+            bench.log.clear()
+            for _ in range(3):
+                call(engine, buffers[0], spare, seed=seed)
+            assert bench.log.count("host waits") == (1 if seed == 2 else 0), "it waits before a context ends"
+        assert len(engine._repeats._kept) == 2
+
+
+def test_a_call_that_never_comes_again_gets_no_context(bench: Bench) -> None:
+    with bench.open() as engine:
+        for seed in range(5):
+            call(engine, state(), None, seed=seed)
+        assert len(bench.plan_engine.contexts) == 2
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_what_does_not_lie_at_a_multiple_of_256_is_copied(bench: Bench, cuda_graphs: bool) -> None:
+    """Rows of a larger tensor, as steps of a plan are: the double refuses their addresses."""
+    with bench.open(cuda_graphs=cuda_graphs) as engine:
+        rows = empty_aligned((8, 65), torch.float32, torch.device("cpu")).normal_()
+        average, spare = rows[1:2, 1:], rows[3:4, :64]
+        x = rows[5:7].reshape(-1)[1:129].view(2, 64)
+        assert not any(tensor.data_ptr() % 256 == 0 for tensor in (average, spare, x))
+        before = rows.clone()
+        for _ in range(3):
+            got = engine.run({"x": x, "ema_state": average}, out={"ema_state_out": spare})
+            assert torch.equal(got["y"], 2 * x)
+            assert got["ema_state_out"] is spare
+            assert torch.equal(spare, average + x[:1])
+        rows[3, :64] = before[3, :64]
+        assert torch.equal(rows, before), "nothing else was written to"
+
+
+def test_buffers_serve_callers_in_and_out_of_inference_mode(bench: Bench) -> None:
+    with bench.open() as engine:
+        average, spare = state(), state()
+        for seed in range(6):
+            with torch.inference_mode(seed % 2 == 1):
+                call(engine, average, spare, seed=seed)
+
+
+@pytest.mark.parametrize("refusal", [None, RuntimeError("CUDA initialization failure")])
+def test_a_refused_profile_is_an_engine_error(bench: Bench, refusal: Exception | None) -> None:
+    bench.plan_engine.accepts_profiles, bench.plan_engine.profile_refusal = False, refusal
+    with pytest.raises(EngineError, match=r"cannot prepare profile 0 of .*lower --max-images.*: emag-export"):
+        bench.open()
+
+
+def test_a_refused_shape_is_named(bench: Bench) -> None:
+    with bench.open() as engine:
+        bench.plan_engine.accepts_shapes = False
+        with pytest.raises(EngineError, match=r"refused x of shape \(2, 64\) in .*transformer\.plan"):
+            call(engine, state(), None)
+        bench.plan_engine.accepts_shapes = True
+        call(engine, state(), None)
+
+
+def test_a_refused_address_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench.open() as engine:
+        monkeypatch.setattr(double.Context, "set_tensor_address", lambda self, name, memory: name != "y")
+        bench.log.clear()
+        with pytest.raises(EngineError, match=r"refused the address of y in .*transformer\.plan"):
+            call(engine, state(), None)
+    assert bench.log[:2] == ["begin", "end"], "PyTorch's stream waits for what was launched before"
+
+
+@pytest.mark.parametrize("ending_fails", [True, False])
+def test_a_failed_capture_says_why_and_not_how_it_ended(
+    bench: Bench, ending_fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.plan_engine.capture_fails = True
+    monkeypatch.setattr(HostGraph, "ending_fails", ending_fails)
+    with bench.open() as engine:
+        average, spare = state(), state()
+        call(engine, average, spare)
+        with pytest.raises(
+            EngineError, match=r"failed in .*transformer\.plan.*try --no-cuda-graphs"
+        ) as caught:
+            call(engine, average, spare)
+    assert HostGraph.capturing is None
+    notes = getattr(caught.value, "__notes__", [])
+    assert [note.split(": ")[0] for note in notes] == ["ending the capture failed as well"] * ending_fails
+
+
+def test_a_capture_that_ends_with_an_error_is_an_engine_error(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bench.open() as engine:
+        average, spare = state(), state()
+        call(engine, average, spare)
+        monkeypatch.setattr(HostGraph, "ending_fails", True)
+        with pytest.raises(EngineError, match=r"cannot capture a call of .*previous error.*--no-cuda-graphs"):
+            call(engine, average, spare)
+
+
+def test_kernels_compiled_in_a_run_are_kept_for_the_next(bench: Bench) -> None:
+    """The double's configuration keeps its cache alive as little as TensorRT-RTX's does."""
+    file = bench.folder.runtime_cache("transformer")
+    for rows, kept in ((2, b"kernels 2"), (3, b"kernels 2,3")):
+        with bench.open(RTX) as engine:
+            gc.collect()
+            call(engine, state(), None, rows=rows)
+        assert file.read_bytes() == kept
+    file.write_bytes(b"of another GPU")
+    with bench.open(RTX) as engine:
+        call(engine, state(), None, rows=1)
+    assert file.read_bytes() == b"kernels 1"
+
+
+@pytest.mark.parametrize("eager_kernels", [True, False])
+def test_tensorrt_rtx_is_configured_by_strategy(bench: Bench, eager_kernels: bool) -> None:
+    """Contexts of one repeated call keep a CUDA graph; those whose addresses change capture none."""
+    with bench.open(RTX, eager_kernels=eager_kernels) as engine:
+        average, spare = state(), state()
+        for seed in range(2):
+            call(engine, average, spare, seed=seed)
+        graphs = tensorrt_rtx.CudaGraphStrategy
+        used = [context._config.cuda_graph_strategy for context in bench.plan_engine.contexts]
+        assert used == [graphs.DISABLED, graphs.WHOLE_GRAPH_CAPTURE]
+        kernels = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy
+        assert {
+            config.dynamic_shapes_kernel_specialization_strategy for config in bench.plan_engine.configs
+        } == {kernels.EAGER if eager_kernels else kernels.LAZY}
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("free", "budget"),
+    [(20 * GB, 11 * GB), (40 * GB, 16 * GB), (5 * GB, 0)],
+    ids=["what is left", "all of them", "none"],
+)
+def test_the_automatic_budget_is_what_is_left_beside_scratch_and_tensors(free: int, budget: int) -> None:
+    """16 GB of weights, 6 GB of scratch, 1 GB of tensors, a tenth in reserve: beyond 2^31 throughout."""
+    engine = SimpleNamespace(
+        streamable_weights_size=16 * GB, device_memory_size_v2=6 * GB, weight_streaming_budget_v2=0
+    )
+    assert automatic_budget(engine, free, GB) == budget
+    set_budget(engine, budget)
+    assert engine.weight_streaming_budget_v2 == budget
+
+
+class Wrapping:
+    """Keeps budgets in 32 bits."""
+
+    streamable_weights_size = 16 * GB
+
+    def __init__(self) -> None:
+        self._budget = 0
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, wanted: int) -> None:
+        self._budget = wanted % 2**32
+
+
+def test_a_budget_that_did_not_arrive_is_an_error() -> None:
+    set_budget(Wrapping(), 4 * GB)
+    with pytest.raises(EngineError, match=r"^11000000000 bytes .* keeps 2410065408; .*--weight-budget"):
+        set_budget(Wrapping(), 11 * GB)
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(None, 11 * GB), (3 * GB, 3 * GB)])
+def test_an_engine_that_streams_weights_gets_its_budget(
+    bench: Bench, wanted: int | None, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Free memory is read with a budget of nothing; averages and tensors of the double take 12 kB."""
+    bench.streaming = True
+    engine: object = bench.plan_engine
+    vars(engine).update(streamable_weights_size=16 * GB, device_memory_size_v2=6 * GB)
+    vars(engine).update(weight_streaming_budget_v2=16 * GB)
+
+    def free(device: torch.device) -> tuple[int, int]:
+        assert vars(engine)["weight_streaming_budget_v2"] == 0
+        return 17 * GB // 9 * 10, 80 * GB
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", free)
+    with bench.open(weight_budget=wanted) as opened:  # type: ignore[arg-type]
+        assert vars(engine)["weight_streaming_budget_v2"] == pytest.approx(kept, abs=13_000)
+        average, spare = state(), state()
+        for seed in range(3):
+            call(opened, average, spare, seed=seed)
+        assert len(bench.plan_engine.contexts) == 2, "streaming cannot be captured"
