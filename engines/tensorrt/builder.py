@@ -81,9 +81,9 @@ def build_plan(
         except Exception as error:
             raise _parse_error(graph, flavour, log) from error
         try:
-            config = config_of(options, [_polygraphy_profile(trt, spec, p) for p in profiles], monitor)
-            with_flags = _with_flags(module, config, options)
             cache = None if timing_cache is None else str(timing_cache)
+            shapes = [_polygraphy_profile(trt, spec, profile) for profile in profiles]
+            with_flags = _with_flags(module, config_of(options, shapes, monitor, cache), options)
             plan = memoryview(trt.engine_bytes_from_network(network, with_flags, save_timing_cache=cache))
         except Exception as error:
             if cancelled.is_set():
@@ -117,7 +117,9 @@ def _polygraphy(flavour: Flavour, module: ModuleType) -> tuple[Any, Callable[...
     import polygraphy.backend.trt.util
     from polygraphy.logger import G_LOGGER
 
-    def common(options: EngineOptions, profiles: list[Any], monitor: Any) -> dict[str, Any]:
+    def common(
+        options: EngineOptions, profiles: list[Any], monitor: Any, timing_cache: str | None
+    ) -> dict[str, Any]:
         limits = {}
         if options.workspace_mib is not None:
             limits[module.MemoryPoolType.WORKSPACE] = options.workspace_mib << 20
@@ -130,20 +132,28 @@ def _polygraphy(flavour: Flavour, module: ModuleType) -> tuple[Any, Callable[...
             "weight_streaming": options.weight_streaming,
             "version_compatible": options.version_compatible,
             "builder_optimization_level": options.optimization_level,
+            # Where there is none yet, Polygraphy begins an empty one, and the build writes it.
+            "load_timing_cache": timing_cache if timing_cache and Path(timing_cache).is_file() else None,
         }
 
-    def for_rtx(options: EngineOptions, profiles: list[Any], monitor: Any) -> Any:
+    def for_rtx(
+        options: EngineOptions, profiles: list[Any], monitor: Any, timing_cache: str | None = None
+    ) -> Any:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         if options.targets == (CURRENT,):
             where: dict[str, Any] = {"use_gpu": True}
         else:
             where = {"compute_capabilities": [_capability(target) for target in options.targets]}
-        return CreateConfigRTX(**where, **common(options, profiles, monitor))
+        return CreateConfigRTX(**where, **common(options, profiles, monitor, timing_cache))
 
-    def for_tensorrt(options: EngineOptions, profiles: list[Any], monitor: Any) -> Any:
+    def for_tensorrt(
+        options: EngineOptions, profiles: list[Any], monitor: Any, timing_cache: str | None = None
+    ) -> Any:
         level = module.HardwareCompatibilityLevel.AMPERE_PLUS if options.hardware_compatible else None
-        return trt.CreateConfig(hardware_compatibility_level=level, **common(options, profiles, monitor))
+        return trt.CreateConfig(
+            hardware_compatibility_level=level, **common(options, profiles, monitor, timing_cache)
+        )
 
     return trt, for_rtx if rtx else for_tensorrt, G_LOGGER
 
