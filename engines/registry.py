@@ -34,7 +34,7 @@ def open_backend(
         provider: Execution provider of onnxruntime on a GPU; None is CUDA's own.
         cuda_graphs: Capture and replay calls, on a GPU.
         weight_budget: Bytes of weights that each TensorRT engine keeps on the GPU, where it streams them;
-            None lets TensorRT choose.
+            None is what fits.
 
     Raises:
         InputError: If there is no such backend, or it does not run on ``device``.
