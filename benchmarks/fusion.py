@@ -5,9 +5,7 @@ bytes, and how many attention maps of one row, all heads, half precision, that i
 """
 
 import argparse
-import json
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from rich.console import Console
 
+from benchmarks.results import FOLDER, write_results
 from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.tensorrt.builder import build_plan
 from emag_export.engines.tensorrt.flavour import flavour_of
@@ -25,6 +24,7 @@ from emag_export.exporter.identify import contract_of
 from emag_export.exporter.onnx_export import export_graph
 
 TEXT = 77
+RESULTS = FOLDER / "fusion.json"
 _EXAMPLE = {"trunk_rows": 2, "rows": 3, "tracked": 2, "h": 4, "w": 6, "text": 5}
 _SIDES = (32, 64)
 _CASES = (
@@ -34,6 +34,12 @@ _CASES = (
     (Variant.EMAG, 8, (1, 2)),
 )
 """Variant, heads, candidate blocks."""
+
+
+def axes() -> dict[str, Any]:
+    """What is varied."""
+    cases = [{"variant": str(v), "heads": heads, "candidates": len(blocks)} for v, heads, blocks in _CASES]
+    return {"case": cases, "tokens": [side**2 for side in _SIDES]}
 
 
 def small_fork(variant: Variant, *, heads: int = 2, blocks: tuple[int, ...] = (1,)) -> ForkedSD3:
@@ -87,7 +93,7 @@ def one_map(heads: int, side: int) -> int:
 def main() -> None:
     """Build every case and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/fusion.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     output: Path = parser.parse_args().output
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -102,13 +108,7 @@ def main() -> None:
                 row = {"variant": str(variant), "heads": heads, "candidates": len(blocks), "tokens": side**2}
                 rows.append({**row, "bytes": found, "maps": round(found / one_map(heads, side), 2)})
                 Console().print(rows[-1])
-    facts = {
-        "command": "python -m benchmarks.fusion",
-        "tensorrt-rtx": version("tensorrt-rtx"),
-        "target": "sm89",
-        "cases": rows,
-    }
-    output.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    write_results(output, command="python -m benchmarks.fusion", axes=axes(), target="sm89", cases=rows)
 
 
 if __name__ == "__main__":

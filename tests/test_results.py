@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, render, targets
-from benchmarks.results import FOLDER, commit, processor_slug, write_results
+from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
 
 FILES = sorted(FOLDER.rglob("*.json"))
 AXES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -39,14 +39,13 @@ def test_a_changed_number_changes_the_document(monkeypatch: pytest.MonkeyPatch) 
     assert "old" not in rendered
     assert rendered.startswith("a\n")
     assert rendered.endswith("\nb")
-    real = render.load_results
 
     def better(path: Path) -> dict[str, Any]:
-        found = real(path)
+        found = load_results(path)
         found["rows"][0]["accuracy"]["right"] = 0.991
         return found
 
-    monkeypatch.setattr(render, "load_results", better)
+    monkeypatch.setattr("benchmarks.render.load_results", better)
     assert "99.1 %" in render.render(text) != rendered
 
 

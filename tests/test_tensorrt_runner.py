@@ -61,7 +61,7 @@ class Bench:
             sha256="",
             precision="float32",
             profiles=profiles,
-            options=EngineOptions(weight_streaming=self.streaming).to_json(),
+            options=EngineOptions(weight_streaming=self.streaming),
             memory={},
             warnings=(),
             seconds=0.0,
