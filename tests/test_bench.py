@@ -114,7 +114,7 @@ def test_calls_that_capture_are_no_measurement(
 
         def run() -> Generator[StepTime, None, None]:
             for step in made.plan.steps:
-                kind = step.phase is Phase.GUIDE, step.index % 2
+                kind = step.phase == Phase.GUIDE, step.index % 2
                 calls[kind] += 1
                 yield StepTime(phase=step.phase, seconds=SECONDS[step.phase] + 9.0 * (calls[kind] <= 2))
 
