@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import full_size, golden_errors, prompt_accuracy, targets
+from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, targets
 from benchmarks.results import FOLDER, load_results
 from emag_export.architectures import PIPELINES
 from emag_export.contract import Variant
@@ -126,9 +126,26 @@ def _accuracy() -> str:
     return _table(headers, [cells])
 
 
+def _fusion() -> str:
+    cases = load_results(fusion.RESULTS)["cases"]
+    rows = []
+    for small, large in zip(cases[::2], cases[1::2], strict=True):
+        blocks = {1: "one candidate block", 2: "two candidate blocks"}[small["candidates"]]
+        rows.append(
+            [
+                f"`{small['variant']}`, {small['heads']} heads, {blocks}",
+                f"{small['bytes'] / 1e6:.0f} MB",
+                f"{large['bytes'] / 1e6:.0f} MB",
+                f"{large['maps']:.1f}",
+            ]
+        )
+    headers = ["scratch", f">{cases[0]['tokens']} image tokens", f">{cases[1]['tokens']} image tokens"]
+    return _table([*headers, f">in maps of one row at {cases[1]['tokens']}"], rows)
+
+
 def _full_size() -> str:
-    headers = ["model / component", "precision", ">parameters", ">graph", ">export", ">own", ">mapped"]
-    headers += [">engine", ">build", ">own", ">mapped", ">scratch"]
+    headers = ["model / component", "precision", ">parameters", ">graph", ">export", ">own memory", ">mapped"]
+    headers += [">engine", ">build", ">own memory", ">mapped", ">scratch"]
     return _table(headers, map(_full_size_row, load_results(full_size.RESULTS)["rows"]))
 
 
@@ -170,6 +187,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "bench-processor": lambda: _bench(of_processor=True),
     "prompt-accuracy": _accuracy,
     "full-size": _full_size,
+    "fusion": _fusion,
 }
 """Name in a marker to the table."""
 

@@ -28,7 +28,7 @@ class Flavour:
     targets: tuple[str, ...]
     """Compute capabilities it can build for without that GPU."""
     runs_from: tuple[int, int]
-    """Oldest compute capability it runs on. Where it has targets, it runs on these only."""
+    """Oldest compute capability it runs on. Whether it takes a newer one, its probe finds out."""
     refuses: Mapping[str, str] = field(default_factory=dict)
     """Build option to why this module does not take it."""
     needs_gpu: Mapping[str, str] = field(default_factory=dict)
@@ -69,27 +69,21 @@ class Flavour:
         return str(self.load().__version__)
 
     def check_gpu(self, name: str, capability: tuple[int, int]) -> None:
-        """Refuse a GPU this module does not run on.
+        """Refuse a GPU that is too old for this module.
 
         Args:
             name: Of the GPU.
             capability: Its compute capability.
 
         Raises:
-            EngineError: Naming what it runs on, and what runs on this GPU instead.
+            EngineError: Naming what it needs, and what runs on this GPU instead.
         """
-        target = f"sm{capability[0]}{capability[1]}"
-        if capability >= self.runs_from and (not self.targets or target in self.targets):
-            return
-        oldest = "{}.{} or newer".format(*self.runs_from)
-        wanted = f"one of {', '.join(self.targets)}" if self.targets else oldest
-        others = [f for f in FLAVOURS.values() if not f.targets and f is not self]
-        instead = [f"--backend {f.backend}" for f in others if capability >= f.runs_from]
-        instead.append("--backend onnxruntime --device cuda")
-        raise EngineError(
-            f"{name} has compute capability {capability[0]}.{capability[1]} ({target}), {self.backend} needs "
-            f"{wanted}; use {' or '.join(instead)}"
-        )
+        if capability < self.runs_from:
+            oldest = "{}.{}".format(*self.runs_from)
+            raise EngineError(
+                f"{name} has compute capability {capability[0]}.{capability[1]}, {self.backend} needs {oldest} or "
+                "newer; use --backend onnxruntime --device cuda"
+            )
 
     def check_targets(self, targets: tuple[str, ...]) -> None:
         """Refuse targets this module cannot build for.

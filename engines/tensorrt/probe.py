@@ -15,8 +15,7 @@ def probe(flavour: Flavour) -> None:
 
     Raises:
         MissingDependencyError: If the module is absent.
-        EngineError: If there is no GPU that it supports, or it refuses this one or the driver, with its own
-            words.
+        EngineError: If there is no GPU, or it refuses this one or the driver, with its own words.
     """
     trt = flavour.load()
     current_gpu(flavour)
@@ -30,7 +29,8 @@ def probe(flavour: Flavour) -> None:
     engine = None if plan is None else trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:
         said = "; ".join(log.errors[:2]) or "it gave no reason"
-        raise EngineError(f"{flavour.backend} {flavour.version()} refuses this GPU or driver: {said}")
+        listed = f"; its support matrix has {', '.join(flavour.targets)}" if flavour.targets else ""
+        raise EngineError(f"{flavour.backend} {flavour.version()} refuses this GPU or driver: {said}{listed}")
 
 
 def _strongly_typed(trt: Any) -> int:
