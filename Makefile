@@ -23,8 +23,8 @@ test: lint  ## Lint, then run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 gpu: $(STAMP)  ## What only an NVIDIA GPU can show: its tests, then every engine against PyTorch
-	$(BIN)/python -m pytest -m gpu -rs
-	$(BIN)/python -m benchmarks.gpu --output benchmarks/results
+	$(BIN)/python -m pytest -m gpu -rs; tests=$$?; \
+	$(BIN)/python -m benchmarks.gpu --output benchmarks/results && exit $$tests
 
 full-size: $(STAMP)  ## Export and compile models of full size with random weights (half an hour, 20 GB of memory)
 	$(BIN)/python -m benchmarks.full_size

@@ -154,7 +154,7 @@ def test_late_child_is_ended_with_everything_that_it_started() -> None:
 
 def _runs(pid: int) -> bool:
     """A process that has ended stays in the table until its new parent has asked how."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
 
 
 def test_lines_of_another_machine_and_lines_cut_off_are_passed_over(tmp_path: Path) -> None:

@@ -156,7 +156,10 @@ def test_summary_is_made_of_the_lines(outcome: Outcome) -> None:
     assert rows["onnxruntime", "cfg"]["to_two_pass"] is None
     assert len(summary["failed"]) == sum("failed" in line for line in outcome.lines)
     assert summary["product"][0]["tflop_per_second"] > 0
-    assert "two-pass emag-q, PyTorch eager" in outcome.printed
+    table = outcome.path.with_suffix(".md").read_text("utf-8")
+    assert table in outcome.printed
+    assert sum(line.startswith("| ") for line in table.splitlines()) == 2 + len(outcome.speeds)
+    assert sum(line.startswith("* ") for line in table.splitlines()) == len(summary["failed"])
 
 
 def test_the_same_command_runs_nothing_again(outcome: Outcome) -> None:

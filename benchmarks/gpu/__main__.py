@@ -3,11 +3,12 @@
 Without ``--part`` all parts run, one after the other. Every engine and bundle runs in a process of its own
 with a time limit, and every result, and every failure with its reason, is a line of JSON on the disk at once.
 The same command continues: what has a line of the same commit, device, driver and versions is not run again.
-At the end the lines are put together in one JSON file.
+At the end the lines are put together in one JSON file and one table.
 """
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -16,9 +17,8 @@ import torch
 from benchmarks.gpu.items import PARTS, Options
 from benchmarks.gpu.lines import Lines, this_machine
 from benchmarks.gpu.runner import Runner
-from benchmarks.gpu.summary import HEADERS, rows, summarise
+from benchmarks.gpu.summary import markdown, summarise
 from emag_export.bench.report import describe_machine
-from emag_export.cli.console import out, table
 from emag_export.contract import PRECISIONS
 from emag_export.models import KNOWN_MODELS
 
@@ -47,20 +47,18 @@ def main() -> int:
         retry=arguments.retry,
         report=lambda text: print(text, flush=True),
     )
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the child, too
     try:
         for part in arguments.part:
             runner.run(part, PARTS[part])
     finally:
         summary = summarise(lines, describe_machine())
-        path = lines.path.with_suffix(".json")
+        path, text = lines.path.with_suffix(".json"), markdown(summary)
         path.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    grid = table(*HEADERS)
-    for row in rows(summary):
-        grid.add_row(*row)
-    out.print(grid)
+        path.with_suffix(".md").write_text(text, "utf-8")
+    print(f"\n{text}\n{path}")
     if runner.left:
         print(f"{len(runner.left)} items had no time left: run the same command again")
-    print(path)
     return 0
 
 

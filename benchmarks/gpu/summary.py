@@ -1,13 +1,13 @@
 """The lines of one machine and one version of the code, put together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from benchmarks.gpu.lines import Lines
 from emag_export.bench.contender import PYTORCH
 
-__all__ = ["HEADERS", "rows", "summarise"]
+__all__ = ["markdown", "summarise"]
 
 Line = Mapping[str, Any]
 
@@ -79,32 +79,55 @@ def _verdict(line: Line) -> tuple[str, str]:
     return line["axes"]["bundle"], "passed" if line["result"]["passed"] else line["result"]["failures"][0]
 
 
-def rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Of every speed the cells of a table: see :data:`HEADERS`."""
-    for row in summary["speed"]:
-        phases = row["phases"]
-        memory = row["device_memory"]
-        yield (
-            f"{row['method']}, {row['engine']}",
-            str(row["images"]),
-            f"{row['seconds_per_image']:.3f}",
-            *(f"{phases[name]['ms']:.1f}" if name in phases else "" for name in ("plain", "track", "guide")),
-            *("" if row[name] is None else f"{row[name]:.2f}" for name in ("to_cfg", "to_two_pass")),
-            "" if memory is None else f"{memory['in_use'] / 1e9:.1f}",
-            "" if row["of_data_sheet"] is None else f"{row['of_data_sheet']:.0%}",
-        )
+def markdown(summary: Mapping[str, Any]) -> str:
+    """Every speed as a row of a table, and below it what failed, and on what all of it was measured."""
+    lines = [_cells(_HEADERS), _cells(("---", *["--:"] * (len(_HEADERS) - 1)))]
+    lines += [_cells(_row(row)) for row in summary["speed"]]
+    machine = summary["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines += [
+        "",
+        f"{machine['device']}, driver {machine['driver'] or 'none'}; {versions}; {machine['commit']}",
+    ]
+    if summary["failed"]:
+        lines += ["", "Failed:", ""]
+    for failed in summary["failed"]:
+        axes = ", ".join(str(value) for name, value in failed.items() if name != "failed")
+        lines.append(f"* {axes}: {' '.join(failed['failed'].split())[-_SHOWN:]}")
+    return "\n".join(lines) + "\n"
 
 
-HEADERS = (
-    "method",
-    ">pictures",
-    ">s / picture",
-    ">ms: plain",
-    ">track",
-    ">guide",
-    ">÷ CFG, same engine",
-    ">÷ two-pass",
-    ">GB on the GPU",
-    ">of the data sheet",
+_SHOWN = 300
+"""Characters of the reason of a failure in the table's file; all of it is in the other two."""
+
+_HEADERS = (
+    "method, engine",
+    "pictures",
+    "s / picture",
+    "ms: plain",
+    "track",
+    "guide",
+    "÷ CFG, same engine",
+    "÷ CFG, PyTorch",
+    "÷ two-pass",
+    "GB on the GPU",
+    "of the data sheet",
 )
-"""Of the table; ``>`` aligns to the right."""
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    phases, memory, share = row["phases"], row["device_memory"], row["of_data_sheet"]
+    ratios = (row[name] for name in ("to_cfg", "to_pytorch_cfg", "to_two_pass"))
+    return (
+        f"{row['method']}, {row['engine']}",
+        str(row["images"]),
+        f"{row['seconds_per_image']:.3f}",
+        *(f"{phases[name]['ms']:.1f}" if name in phases else "" for name in ("plain", "track", "guide")),
+        *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+        "" if memory is None else f"{memory['in_use'] / 1e9:.1f}",
+        "" if share is None else f"{share:.0%}",
+    )
