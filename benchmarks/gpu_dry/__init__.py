@@ -1,0 +1,1 @@
+"""onnxruntime's CUDA provider on a machine without a GPU, over stub libraries that compute nothing."""
