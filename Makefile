@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu full-size lint typecheck format bench tables accuracy clean distclean
+.PHONY: help demo test gpu gpu-dry full-size lint typecheck format bench tables accuracy clean distclean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: lint  ## Lint, then run every test
 gpu: $(STAMP)  ## What only an NVIDIA GPU can show: its tests, then every engine against PyTorch
 	$(BIN)/python -m pytest -m gpu -rs; tests=$$?; \
 	$(BIN)/python -m benchmarks.gpu --output benchmarks/results && exit $$tests
+
+gpu-dry: $(STAMP)  ## onnxruntime's CUDA provider without a GPU: nothing is computed (downloads 256 MB once)
+	$(BIN)/python -m benchmarks.gpu_dry
 
 full-size: $(STAMP)  ## Export and compile models of full size with random weights (half an hour, 20 GB of memory)
 	$(BIN)/python -m benchmarks.full_size
