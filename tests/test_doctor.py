@@ -68,7 +68,9 @@ def test_a_gpu_outside_the_support_matrix_is_tried_and_told_so(
 def test_a_gpu_too_old_for_both_is_sent_to_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "Tesla V100", 7, 0)
     for flavour in FLAVOURS.values():
-        with pytest.raises(EngineError, match=r"needs 7\.5 or newer; use --backend onnxruntime --device cuda$"):
+        with pytest.raises(
+            EngineError, match=r"needs 7\.5 or newer; use --backend onnxruntime --device cuda$"
+        ):
             current_gpu(flavour)
 
 

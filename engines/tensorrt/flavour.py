@@ -81,8 +81,8 @@ class Flavour:
         if capability < self.runs_from:
             oldest = "{}.{}".format(*self.runs_from)
             raise EngineError(
-                f"{name} has compute capability {capability[0]}.{capability[1]}, {self.backend} needs {oldest} or "
-                "newer; use --backend onnxruntime --device cuda"
+                f"{name} has compute capability {capability[0]}.{capability[1]}, {self.backend} needs "
+                f"{oldest} or newer; use --backend onnxruntime --device cuda"
             )
 
     def check_targets(self, targets: tuple[str, ...]) -> None:
