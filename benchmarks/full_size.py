@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks.results import FOLDER, load_results, write_results
+from benchmarks.results import FOLDER, commit, load_results, write_results
 from emag_export.architectures import PARAMETERS
 from emag_export.bench.memory import MemorySampler
 from emag_export.bundle import COMPONENTS, DENOISER, GRAPH_FILE
@@ -74,7 +74,12 @@ def main(
 
 def _measure(part: str, precision: str, target: str, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    row = {"part": part, "precision": precision, "export": _child("export", part, precision, target, folder)}
+    row = {
+        "part": part,
+        "precision": precision,
+        "commit": commit(),
+        "export": _child("export", part, precision, target, folder),
+    }
     if target and "failed" not in row["export"]:
         row["engine"] = _child("compile", part, precision, target, folder)
     click.echo(json.dumps(row))

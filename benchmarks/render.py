@@ -158,8 +158,7 @@ def _full_size_row(row: Mapping[str, Any]) -> list[str]:
             f"{made['parameters'] / 1e6:.0f} M",
             _gb(made["bytes"]),
             f"{made['seconds']:.0f} s",
-            _gb(made["peak"]["own"]),
-            _gb(made["peak"]["mapped"]),
+            *_peak(made["peak"]),
         ]
     )
     compiled = (
@@ -168,12 +167,19 @@ def _full_size_row(row: Mapping[str, Any]) -> list[str]:
         else [
             _gb(engine["bytes"]),
             f"{engine['seconds']:.0f} s",
-            _gb(engine["peak"]["own"]),
-            _gb(engine["peak"]["mapped"]),
+            *_peak(engine["peak"]),
             _gb(engine["memory"]["scratch"]),
         ]
     )
     return [row["part"], row["precision"], *exported, *compiled]
+
+
+def _peak(peak: Mapping[str, int | None]) -> list[str]:
+    """Own and mapped; both together where a row is older than telling them apart."""
+    own, mapped = peak["own"], peak["mapped"]
+    if own is None or mapped is None:
+        return [f"{_gb(peak['resident'] or 0)} with mapped", ""]
+    return [_gb(own), _gb(mapped)]
 
 
 def _gb(size: int) -> str:
