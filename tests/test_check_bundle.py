@@ -64,7 +64,7 @@ def half(shared_folder: Path) -> Path:
 
 
 def have(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: available)
+    monkeypatch.setattr(memory, "free_memory", lambda: available)
 
 
 def test_a_float16_graph_loses_less_than_pytorch(half: Path) -> None:
