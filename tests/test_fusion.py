@@ -40,6 +40,6 @@ def test_query_variant_is_fused_in_every_row(scratch: Callable[[Variant, int], i
 
 
 def test_map_variant_takes_few_maps(scratch: Callable[[Variant, int], int]) -> None:
-    """3.3 maps of the one tracked row for one candidate block; 7.3 where Delta is one reduction over both axes
-    of a tile. More than one map also shows that the gate above sees maps."""
+    """3.3 maps of the one tracked row for one candidate block; 7.3 where Delta is one reduction over both
+    axes of a tile. More than one map also shows that the gate above sees maps."""
     assert one_map(HEADS, 64) < scratch(Variant.EMAG, 64) < 3.5 * one_map(HEADS, 64)
