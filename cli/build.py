@@ -78,7 +78,8 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
     Where TensorRT and a GPU that it accepts are there, engines are built of them, too. Interrupted, it
     continues with the same command. What is up to date is left alone.
     """
-    output = output or Path(f"{Path(model).stem}-{options['variant']}")
+    # Not the stem: names of models have dots, sd3.5-medium.
+    output = output or Path(f"{Path(model).name.removesuffix('.safetensors')}-{options['variant']}")
     engines = engine_choice(options)
     bundle = _bundle(model, output, options, engines=engines is not None)
     size = sum(record.bytes for record in bundle.files.values())

@@ -185,6 +185,23 @@ def test_the_first_module_that_accepts_the_gpu_is_taken(
     assert detect.usable_flavour()[1] == "tensorrt is not installed; tensorrt-rtx is not installed"
 
 
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [("sd3.5-medium", "sd3.5-medium-emag"), ("owner/a.model", "a.model-emag"), ("b.safetensors", "b-emag")],
+)
+def test_the_folder_is_named_after_the_whole_model(
+    model: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sd3.5-medium shall not be written to where sd3 is."""
+
+    def stop(model: str, output: Path, options: Any, *, engines: bool) -> Bundle:
+        raise InputError(f"into {output}.")
+
+    monkeypatch.setattr("emag_export.cli.build._bundle", stop)
+    done = CliRunner().invoke(main, ["build", "--model", model, "--variant", "emag", "--backend", "none"])
+    assert f"into {folder}." in done.output
+
+
 def test_engines_are_built_where_they_run_unless_refused(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
