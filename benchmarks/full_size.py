@@ -22,7 +22,7 @@ from benchmarks.results import FOLDER, commit, load_results, write_results
 from emag_export.architectures import PARAMETERS
 from emag_export.bench.memory import MemorySampler
 from emag_export.bundle import COMPONENTS, DENOISER, GRAPH_FILE
-from emag_export.exporter.identify import BuildOptions, identify
+from emag_export.exporter.describe.identify import BuildOptions, identify
 
 _DEFAULT = (
     *(f"sd3/{name}" for name in COMPONENTS),
@@ -108,7 +108,7 @@ def _child(task: str, part: str, precision: str, target: str, folder: Path) -> d
 
 
 def _export(part: str, precision: str, folder: Path) -> dict[str, Any]:
-    from emag_export.exporter.export import export_component
+    from emag_export.exporter.graph.export import export_component
 
     model, name = part.split("/")
     plan = identify(model, BuildOptions(precision=precision, seed=0), lambda component, phase: None)
@@ -126,7 +126,7 @@ def _compile(part: str, precision: str, target: str, folder: Path) -> dict[str, 
     from emag_export.engines.tensorrt.flavour import flavour_of
     from emag_export.engines.tensorrt.options import EngineOptions
     from emag_export.engines.tensorrt.profiles import profiles_of
-    from emag_export.exporter.export import component_spec
+    from emag_export.exporter.graph.export import component_spec
 
     model, name = part.split("/")
     plan = identify(model, BuildOptions(precision=precision, seed=0), lambda component, phase: None)

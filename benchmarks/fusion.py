@@ -18,10 +18,10 @@ from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.tensorrt.builder import build_plan
 from emag_export.engines.tensorrt.flavour import flavour_of
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
-from emag_export.exporter.examples import random_inputs
-from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.identify import contract_of
-from emag_export.exporter.onnx_export import export_graph
+from emag_export.exporter.describe.identify import contract_of
+from emag_export.exporter.graph.examples import random_inputs
+from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.onnx_export import export_graph
 
 TEXT = 77
 RESULTS = FOLDER / "fusion.json"

@@ -20,9 +20,9 @@ from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.footprint import footprint
 from emag_export.reference.check_bundle import random_encoder
 from emag_export.runtime.loop import denoise
-from emag_export.runtime.plan import Phase
 from emag_export.runtime.prepare import prepare
 from emag_export.runtime.request import default_request
+from emag_export.runtime.sampling.plan import Phase
 
 RESULTS = FOLDER / "memory.json"
 _STEPS = 8

@@ -17,8 +17,8 @@ from emag_export.cli.console import out, progress_bar, quiet_libraries, table
 from emag_export.contract import Variant
 from emag_export.engines.registry import open_backend
 from emag_export.exporter.build import build
-from emag_export.exporter.identify import BuildOptions
-from emag_export.runtime.guidance import GUIDANCES
+from emag_export.exporter.describe.identify import BuildOptions
+from emag_export.runtime.guidance.rules import GUIDANCES
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest, default_request
 from emag_export.tiny_sd3.captions import caption

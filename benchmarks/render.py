@@ -14,10 +14,10 @@ from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, target
 from benchmarks.results import FOLDER, load_results
 from emag_export.architectures import PIPELINES
 from emag_export.contract import Variant
-from emag_export.exporter.identify import contract_of
+from emag_export.exporter.describe.identify import contract_of
 from emag_export.models import KNOWN_MODELS
-from emag_export.runtime.guidance import GUIDANCES
-from emag_export.runtime.plan import EmagWindows, cost_of
+from emag_export.runtime.guidance.rules import GUIDANCES
+from emag_export.runtime.sampling.plan import EmagWindows, cost_of
 
 __all__ = ["DOCUMENTS", "TABLES", "render"]
 

@@ -17,7 +17,7 @@ from emag_export.errors import InputError
 from emag_export.shared_encoders import components_of
 
 if TYPE_CHECKING:
-    from emag_export.exporter.identify import BuildOptions, BuildProgress
+    from emag_export.exporter.describe.identify import BuildOptions, BuildProgress
 
 __all__ = ["build_options_of", "command", "phase_reporter"]
 
@@ -109,7 +109,7 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
 
 def _bundle(model: str, output: Path, options: Mapping[str, Any], *, engines: bool) -> Bundle:
     """The up-to-date bundle: found, or exported now, after saying what that takes."""
-    from emag_export.exporter.identify import finished_bundle, identify
+    from emag_export.exporter.describe.identify import finished_bundle, identify
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a download would draw over our bar
     wanted = build_options_of(options)
@@ -133,8 +133,8 @@ def _bundle(model: str, output: Path, options: Mapping[str, Any], *, engines: bo
 
 def build_options_of(options: Mapping[str, Any]) -> "BuildOptions":
     """What :func:`command` takes, without model, output and engine options."""
-    from emag_export.exporter.identify import BuildOptions
-    from emag_export.exporter.lora import parse_lora
+    from emag_export.exporter.describe.identify import BuildOptions
+    from emag_export.exporter.source.lora import parse_lora
 
     return BuildOptions(
         variant=options["variant"],

@@ -14,7 +14,7 @@ from emag_export.cli.generate import generate_all
 from emag_export.contract import Variant
 from emag_export.errors import ComparisonFailed
 from emag_export.packages import require_packages
-from emag_export.runtime.guidance import Guidance
+from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.request import GenerationRequest, default_request
 
 __all__ = ["command"]
@@ -56,7 +56,7 @@ def command(output: Path) -> None:
     require_packages(*needed, purpose="the demonstration")
     with status.status("loading PyTorch …"):
         from emag_export.exporter.build import build
-        from emag_export.exporter.identify import BuildOptions
+        from emag_export.exporter.describe.identify import BuildOptions
 
         quiet_libraries()
     bundles: dict[Variant, Bundle] = {}
@@ -90,7 +90,7 @@ def _draw(bundles: Mapping[Variant, Bundle], output: Path) -> Path:
     import numpy as np
     from PIL import Image
 
-    from emag_export.runtime.gallery import save_gallery
+    from emag_export.runtime.pictures.gallery import save_gallery
 
     columns = {}
     for label, (variant, guidance) in _COLUMNS.items():

@@ -73,7 +73,7 @@ def command(bundle: Path, output: Path, like: Path | None, variant: Variant | No
 def _requests(
     bundle: Bundle, like: Path | None, variant: Variant | None, options: dict[str, Any]
 ) -> list[GenerationRequest]:
-    from emag_export.runtime.metadata import read_picture_record
+    from emag_export.runtime.pictures.metadata import read_picture_record
 
     bundle.require_variant(variant)
     if like is None:
@@ -116,8 +116,8 @@ def _unfinished(
     """Indices that are still to be made, after refusing to touch anything that is not ours to replace."""
     import os
 
-    from emag_export.runtime.metadata import read_picture_record
-    from emag_export.runtime.preview import PREVIEWS
+    from emag_export.runtime.pictures.metadata import read_picture_record
+    from emag_export.runtime.pictures.preview import PREVIEWS
 
     folder = output if output.suffix.lower() != ".png" else output.parent
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -159,9 +159,9 @@ def generate_all(
         paths: One PNG per request.
         options: ``backend``, ``device``, ``threads``, ``batch_size``; ``previews`` where wanted.
     """
-    from emag_export.runtime.metadata import save_picture
+    from emag_export.runtime.pictures.metadata import save_picture
+    from emag_export.runtime.pictures.preview import preview_saver
     from emag_export.runtime.pipeline import Pipeline
-    from emag_export.runtime.preview import preview_saver
 
     size = options["batch_size"]
     save_previews = preview_saver(bundle, options.get("previews"))

@@ -10,7 +10,7 @@ import click
 from emag_export.bundle import Bundle
 from emag_export.cli.options import Blocks
 from emag_export.errors import InputError
-from emag_export.runtime.guidance import GUIDANCES
+from emag_export.runtime.guidance.rules import GUIDANCES
 from emag_export.runtime.request import GenerationRequest, default_request
 
 __all__ = ["amend", "read_prompts", "request_of", "sampling_options"]

@@ -10,11 +10,11 @@ from torch import Tensor
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.errors import InputError
 from emag_export.runtime.device import to_device
-from emag_export.runtime.guidance import Predictions, Rows, combine
-from emag_export.runtime.plan import Phase, Plan, PlannedStep
-from emag_export.runtime.rows import PlacedRows, place_rows
-from emag_export.runtime.select import Select, lagged_argmax
-from emag_export.runtime.state import EmaState
+from emag_export.runtime.guidance.rules import Predictions, Rows, combine
+from emag_export.runtime.sampling.plan import Phase, Plan, PlannedStep
+from emag_export.runtime.sampling.rows import PlacedRows, place_rows
+from emag_export.runtime.sampling.select import Select, lagged_argmax
+from emag_export.runtime.sampling.state import EmaState
 
 __all__ = [
     "Anneal",
@@ -231,8 +231,8 @@ def denoise(
         conditioning: Per image, on the engine's device.
         select: Chooses the block to perturb.
         anneal: Changes the conditioning of each step; CADS.
-        state: To start from, usually lent by a :class:`~emag_export.runtime.state.StatePool`; both its
-            buffers are overwritten. None starts from new zeros.
+        state: To start from, usually lent by a ``StatePool``; both its buffers are overwritten. None starts
+            from new zeros.
 
     Yields:
         One :class:`DenoiseStep` per step; the last one holds the finished latents.

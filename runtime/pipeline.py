@@ -11,12 +11,12 @@ from torch import Tensor
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
-from emag_export.runtime.decode import Pictures, decode_latents
-from emag_export.runtime.encode import Encoded, PromptEncoder, load_tokenizers
 from emag_export.runtime.loop import DenoiseStep, denoise
+from emag_export.runtime.pictures.decode import Pictures, decode_latents
 from emag_export.runtime.prepare import Prepared, cads_annealer, initial_noise, prepare
 from emag_export.runtime.request import GenerationRequest
-from emag_export.runtime.state import StatePool
+from emag_export.runtime.sampling.state import StatePool
+from emag_export.runtime.text.encode import Encoded, PromptEncoder, load_tokenizers
 from emag_export.shared_encoders import components_of, home_of
 
 __all__ = ["EngineOpener", "Pictures", "Pipeline", "Prepared", "cads_annealer", "initial_noise"]

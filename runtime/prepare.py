@@ -10,13 +10,13 @@ from torch import Tensor
 from emag_export.bundle import Bundle
 from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.errors import InputError
-from emag_export.runtime.cads import CadsConfig, cads, cads_gamma
 from emag_export.runtime.device import to_device
-from emag_export.runtime.encode import Cut, Encoded
+from emag_export.runtime.guidance.cads import CadsConfig, cads, cads_gamma
 from emag_export.runtime.loop import Anneal, Conditioning
-from emag_export.runtime.plan import Plan
 from emag_export.runtime.request import GenerationRequest, plan_request
-from emag_export.runtime.select import Select, always, lagged_argmax
+from emag_export.runtime.sampling.plan import Plan
+from emag_export.runtime.sampling.select import Select, always, lagged_argmax
+from emag_export.runtime.text.encode import Cut, Encoded
 
 __all__ = ["Encode", "Prepared", "cads_annealer", "initial_noise", "prepare"]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from emag_export.bundle import Bundle
 from emag_export.contract import Variant
 from emag_export.errors import InputError
-from emag_export.runtime.apg import ApgConfig
-from emag_export.runtime.guidance import Guidance
-from emag_export.runtime.plan import EmagWindows, Plan, make_plan
-from emag_export.runtime.schedule import flow_match_schedule
+from emag_export.runtime.guidance.apg import ApgConfig
+from emag_export.runtime.guidance.rules import Guidance
+from emag_export.runtime.sampling.plan import EmagWindows, Plan, make_plan
+from emag_export.runtime.sampling.schedule import flow_match_schedule
 
 __all__ = ["GenerationRequest", "plan_request"]
 

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from emag_export.contract import Variant
 from emag_export.exporter.build import build
-from emag_export.exporter.identify import BuildOptions
+from emag_export.exporter.describe.identify import BuildOptions
 
 
 def silent(component: str, phase: str) -> None:

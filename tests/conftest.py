@@ -19,11 +19,11 @@ from filelock import FileLock  # noqa: E402
 from emag_export.bundle import engine_graph_file  # noqa: E402
 from emag_export.contract import DenoiserContract, Renorm, Variant  # noqa: E402
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions  # noqa: E402
-from emag_export.exporter.examples import DENOISER_EXAMPLE_SIZES, random_inputs  # noqa: E402
-from emag_export.exporter.fork import ForkedSD3  # noqa: E402
-from emag_export.exporter.identify import contract_of  # noqa: E402
-from emag_export.exporter.onnx_export import export_graph  # noqa: E402
-from emag_export.exporter.passes import write_engine_graphs  # noqa: E402
+from emag_export.exporter.describe.identify import contract_of  # noqa: E402
+from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs  # noqa: E402
+from emag_export.exporter.graph.fork import ForkedSD3  # noqa: E402
+from emag_export.exporter.graph.onnx_export import export_graph  # noqa: E402
+from emag_export.exporter.graph.passes import write_engine_graphs  # noqa: E402
 from tests.bundles import (  # noqa: E402, F401  fixtures of several files
     shared_folder,
     small_bundle,

@@ -21,11 +21,11 @@ from emag_export.cli.main import main
 from emag_export.contract import Variant
 from emag_export.engines.registry import open_backend
 from emag_export.errors import InputError
-from emag_export.exporter.identify import contract_of
-from emag_export.runtime.guidance import Guidance
-from emag_export.runtime.plan import Phase, make_plan
+from emag_export.exporter.describe.identify import contract_of
+from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.request import default_request
-from emag_export.runtime.schedule import flow_match_schedule
+from emag_export.runtime.sampling.plan import Phase, make_plan
+from emag_export.runtime.sampling.schedule import flow_match_schedule
 
 STEPS = 28
 SECONDS = {Phase.PLAIN: 2.0, Phase.TRACK: 2.0, Phase.GUIDE: 2.75}

@@ -17,9 +17,9 @@ from emag_export.engines.tensorrt.flavour import flavour_of
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.errors import ExportError
 from emag_export.exporter.eager import open_eager, source_of
-from emag_export.exporter.examples import DENOISER_CHECK_SIZES, random_inputs
-from emag_export.exporter.upcast import upcast_graph, upcast_spec
-from emag_export.exporter.verify import verify_graph
+from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
+from emag_export.exporter.graph.upcast import upcast_graph, upcast_spec
+from emag_export.exporter.graph.verify import verify_graph
 from tests.bundles import TinyBundles
 
 

@@ -13,8 +13,7 @@ from emag_export.errors import ExportError, InputError, ModelError
 from emag_export.exporter import export as export_module
 from emag_export.exporter import identify as identify_module
 from emag_export.exporter.build import build
-from emag_export.exporter.export import export_component
-from emag_export.exporter.identify import (
+from emag_export.exporter.describe.identify import (
     OPSETS,
     BuildOptions,
     BuildPlan,
@@ -22,7 +21,8 @@ from emag_export.exporter.identify import (
     finished_bundle,
     identify,
 )
-from emag_export.exporter.source import find_source
+from emag_export.exporter.graph.export import export_component
+from emag_export.exporter.source.find import find_source
 from emag_export.exporter.staging import Staging, require_disk_space
 from tests.bundles import silent
 

@@ -17,10 +17,10 @@ from emag_export.cli.main import main
 from emag_export.contract import Renorm, Variant
 from emag_export.engines.registry import open_backend
 from emag_export.errors import InputError
+from emag_export.exporter.describe.identify import BuildOptions, arguments_of, identify
 from emag_export.exporter.eager import open_eager, source_of
-from emag_export.exporter.examples import DENOISER_CHECK_SIZES, random_inputs
-from emag_export.exporter.identify import BuildOptions, arguments_of, identify
-from emag_export.exporter.lora import Lora
+from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
+from emag_export.exporter.source.lora import Lora
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
 from tests.bundles import silent

@@ -19,8 +19,8 @@ from emag_export.engines.registry import open_backend
 from emag_export.errors import InputError
 from emag_export.exporter.build import build
 from emag_export.exporter.components import load_transformer
+from emag_export.exporter.describe.identify import BuildOptions
 from emag_export.exporter.eager import open_eager, source_of
-from emag_export.exporter.identify import BuildOptions
 from emag_export.reference import check_bundle as checking
 from emag_export.reference import memory
 from emag_export.reference.check_bundle import check_bundle, random_encoder

@@ -16,7 +16,7 @@ from PIL import Image
 from emag_export.cli.options import Blocks
 from emag_export.contract import Variant
 from emag_export.models import KNOWN_MODELS
-from emag_export.runtime.metadata import read_picture_record
+from emag_export.runtime.pictures.metadata import read_picture_record
 
 PROMPT = "a large red circle on a blue background"
 

@@ -15,15 +15,15 @@ from torch import Tensor
 from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import InputError
-from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.identify import contract_of
+from emag_export.exporter.describe.identify import contract_of
+from emag_export.exporter.graph.fork import ForkedSD3
 from emag_export.reference.compare import Pictures, compare
 from emag_export.reference.comparison import Choice, Comparison
 from emag_export.reference.report import write_report
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
-from emag_export.runtime.guidance import Guidance, Rows
-from emag_export.runtime.plan import Phase, Plan, make_plan
-from emag_export.runtime.schedule import flow_match_schedule
+from emag_export.runtime.guidance.rules import Guidance, Rows
+from emag_export.runtime.sampling.plan import Phase, Plan, make_plan
+from emag_export.runtime.sampling.schedule import flow_match_schedule
 from tests.reference_inputs import golden_model, random_inputs
 
 STEPS = 8

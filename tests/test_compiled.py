@@ -17,8 +17,8 @@ from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.engines.compiled import MAX_KINDS, CompiledEngine
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import EngineError
-from emag_export.exporter.examples import DENOISER_CHECK_SIZES, random_inputs
-from emag_export.exporter.identify import contract_of
+from emag_export.exporter.describe.identify import contract_of
+from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
 from tests.typecheck import unchecked
 
 # Loading the code generator defines scripted methods, which PyTorch itself calls deprecated.

@@ -150,7 +150,8 @@ def test_a_damaged_dimension_is_named(dims: list[str]) -> None:
 def test_enumerations_are_made_of_their_values() -> None:
     """In a fresh interpreter: a caller without a type checker may well give a string."""
     code = (
-        "from emag_export.contract import *; from emag_export.exporter.identify import BuildOptions\n"
+        "from emag_export.contract import *\n"
+        "from emag_export.exporter.describe.identify import BuildOptions\n"
         "options = BuildOptions(variant='emag-q', renorm='none')\n"
         "assert options.variant is Variant.EMAG_Q and options.renorm is Renorm.NONE\n"
         "assert options == BuildOptions(renorm=Renorm.NONE)\n"

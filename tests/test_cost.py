@@ -16,7 +16,7 @@ from emag_export.reference.check_bundle import random_encoder
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.prepare import Prepared, prepare
 from emag_export.runtime.request import default_request
-from emag_export.runtime.state import EmaState
+from emag_export.runtime.sampling.state import EmaState
 
 STANDARD = {
     "MatMul": (14, -1),

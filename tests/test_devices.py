@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
-from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.identify import contract_of
+from emag_export.exporter.describe.identify import contract_of
+from emag_export.exporter.graph.fork import ForkedSD3
 from emag_export.reference.compare import Pictures, compare
 from emag_export.reference.two_pass import two_pass_denoise
-from emag_export.runtime.guidance import Guidance, Rows
-from emag_export.runtime.plan import make_plan
-from emag_export.runtime.rows import place_rows
-from emag_export.runtime.schedule import flow_match_schedule
+from emag_export.runtime.guidance.rules import Guidance, Rows
+from emag_export.runtime.sampling.plan import make_plan
+from emag_export.runtime.sampling.rows import place_rows
+from emag_export.runtime.sampling.schedule import flow_match_schedule
 from tests.reference_inputs import golden_model, random_inputs
 
 ELSEWHERE = torch.device("xpu")

@@ -13,8 +13,8 @@ from emag_export.bundle import Bundle
 from emag_export.engines.protocol import Engine
 from emag_export.engines.registry import open_backend
 from emag_export.errors import InputError
-from emag_export.runtime.encode import Cut, PromptEncoder, load_tokenizers
 from emag_export.runtime.pipeline import Pipeline
+from emag_export.runtime.text.encode import Cut, PromptEncoder, load_tokenizers
 
 PROMPTS = ["a large red circle on a blue background", "a small green square", ""]
 CLIPS = ("text_encoder", "text_encoder_2")

@@ -16,7 +16,7 @@ from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.protocol import Engine, check_feeds
 from emag_export.errors import ContractError, EngineError
-from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
 from tests.conftest import Exported, Exporter
 from tests.typecheck import unchecked
 

@@ -15,11 +15,11 @@ from emag_export.bundle import engine_graph_file
 from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ExportError
-from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.fork import embed_time
-from emag_export.exporter.identify import OPSETS
-from emag_export.exporter.onnx_export import export_graph
-from emag_export.exporter.passes import write_engine_graphs
+from emag_export.exporter.describe.identify import OPSETS
+from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.exporter.graph.fork import embed_time
+from emag_export.exporter.graph.onnx_export import export_graph
+from emag_export.exporter.graph.passes import write_engine_graphs
 from tests.conftest import Exporter, small_fork
 
 GRAPHS = [("sd3", Variant.EMAG_Q), ("sd3", Variant.EMAG), ("sd35", Variant.EMAG_Q)]

@@ -23,9 +23,9 @@ from emag_export.errors import EngineError, InputError
 from emag_export.exporter import export as export_module
 from emag_export.exporter import staging
 from emag_export.exporter.build import build
-from emag_export.exporter.identify import BuildOptions, identify
+from emag_export.exporter.describe.identify import BuildOptions, identify
 from emag_export.exporter.resources import needs_of, require_memory
-from emag_export.exporter.source import find_source
+from emag_export.exporter.source.find import find_source
 from emag_export.hashing import hash_file
 from emag_export.models import KNOWN_MODELS
 from tests.bundles import TinyBundles, silent

@@ -12,14 +12,14 @@ from emag_export.bundle import DENOISER, MANIFEST, Bundle
 from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import InputError
-from emag_export.exporter.fork import ForkedSD3
+from emag_export.exporter.graph.fork import ForkedSD3
 from emag_export.footprint import Footprint, footprint
 from emag_export.manifest import FileRecord, Geometry, Manifest, Provenance
 from emag_export.models import SamplingDefaults
 from emag_export.records import dump_record
 from emag_export.runtime.loop import Conditioning, ImageStep, call_engine
-from emag_export.runtime.plan import Phase
-from emag_export.runtime.state import EmaState
+from emag_export.runtime.sampling.plan import Phase
+from emag_export.runtime.sampling.state import EmaState
 from tests.conftest import small_fork
 
 HEIGHT, WIDTH, CLIP_TOKENS, T5_TOKENS, FACTOR = 96, 64, 5, 6, 8

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from emag_export.errors import InputError
-from emag_export.runtime.apg import ApgConfig, apg
-from emag_export.runtime.cads import CadsConfig, cads, cads_gamma
-from emag_export.runtime.guidance import GUIDANCES, Guidance, Predictions, cfg, combine, emag
+from emag_export.runtime.guidance.apg import ApgConfig, apg
+from emag_export.runtime.guidance.cads import CadsConfig, cads, cads_gamma
+from emag_export.runtime.guidance.rules import GUIDANCES, Guidance, Predictions, cfg, combine, emag
 
 SEEDS = st.integers(0, 2**31)
 SCALES = st.floats(0, 15)

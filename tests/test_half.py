@@ -12,10 +12,10 @@ from torch import nn
 from emag_export.contract import GraphSpec
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.exporter.components import AUXILIARY, load_weights
-from emag_export.exporter.examples import random_inputs
-from emag_export.exporter.half import keep_attention_in_float32, weights_precision
-from emag_export.exporter.onnx_export import export_graph
-from emag_export.exporter.source import SourceModel
+from emag_export.exporter.graph.examples import random_inputs
+from emag_export.exporter.graph.half import keep_attention_in_float32, weights_precision
+from emag_export.exporter.graph.onnx_export import export_graph
+from emag_export.exporter.source.find import SourceModel
 
 HALF_MAX = torch.finfo(torch.float16).max
 

@@ -10,8 +10,8 @@ import huggingface_hub.errors
 import pytest
 
 from emag_export.errors import ModelError
-from emag_export.exporter.source import find_source
-from emag_export.exporter.weight_files import needed_files
+from emag_export.exporter.source.find import find_source
+from emag_export.exporter.source.weight_files import needed_files
 from emag_export.tiny_sd3 import MODEL_DIR
 
 # What the hub lists for SD3-medium and SD3.5-large, shortened.

@@ -43,7 +43,7 @@ def test_serving_loads_no_model_code() -> None:
     assert "emag_export.runtime.loop" in serving
     loaded = loaded_after(
         f"import {', '.join(serving)}\n"
-        "from emag_export.runtime.schedule import flow_match_schedule\n"
+        "from emag_export.runtime.sampling.schedule import flow_match_schedule\n"
         "flow_match_schedule({'shift': 3.0}, 4, 64)"
     )
     assert not [name for name in loaded if name.startswith(("diffusers.models", "diffusers.pipelines"))]
@@ -55,7 +55,7 @@ def test_identifying_a_build_loads_nothing_heavy(small_pipeline: Path, small_bun
     loaded = loaded_after(
         "from pathlib import Path\n"
         "from emag_export.contract import Variant\n"
-        "from emag_export.exporter.identify import BuildOptions, finished_bundle, identify\n"
+        "from emag_export.exporter.describe.identify import BuildOptions, finished_bundle, identify\n"
         "options = BuildOptions(variant=Variant.EMAG, blocks=(1, 2))\n"
         f"plan = identify({str(small_pipeline)!r}, options, lambda component, phase: None)\n"
         f"assert finished_bundle(Path({str(small_bundle)!r}), plan.key) is not None"
@@ -72,7 +72,7 @@ def test_build_that_is_up_to_date_loads_nothing_that_exports(
     loaded = loaded_after(
         f"from emag_export.cli.main import main\nmain({arguments!r}, standalone_mode=False)"
     )
-    assert "emag_export.exporter.identify" in loaded
+    assert "emag_export.exporter.describe.identify" in loaded
     assert not loaded & {"torch", "numpy", "emag_export.exporter.build", *EXPORTING}
 
 

@@ -16,7 +16,7 @@ import torch
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.exporter.components import AUXILIARY
-from emag_export.exporter.examples import DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs
 from emag_export.shapes import Sizes
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "interoperability.md").read_text("utf-8")

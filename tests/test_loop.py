@@ -12,12 +12,12 @@ from torch import Tensor
 from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ContractError, InputError
-from emag_export.runtime.guidance import Guidance
+from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.loop import Conditioning, DenoiseStep, ImageStep, call_engine, denoise
-from emag_export.runtime.plan import EmagWindows, Phase, Plan, make_plan
-from emag_export.runtime.rows import lay_out_rows, place_rows
-from emag_export.runtime.schedule import flow_match_schedule
-from emag_export.runtime.state import EmaState, StatePool
+from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
+from emag_export.runtime.sampling.rows import lay_out_rows, place_rows
+from emag_export.runtime.sampling.schedule import flow_match_schedule
+from emag_export.runtime.sampling.state import EmaState, StatePool
 from tests.conftest import small_fork
 
 # A batched matrix product sums in another order than a single one. Measured: below 5e-6 on latents up to 30.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from emag_export.errors import InputError, ModelError
 from emag_export.exporter.components import load_transformer
-from emag_export.exporter.lora import Lora, lora_records, merge_loras, parse_lora, recorded_loras
-from emag_export.exporter.source import find_source
+from emag_export.exporter.source.find import find_source
+from emag_export.exporter.source.lora import Lora, lora_records, merge_loras, parse_lora, recorded_loras
 from emag_export.manifest import LoraRecord
 from tests.conftest import small_model
 

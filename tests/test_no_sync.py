@@ -15,14 +15,14 @@ from torch.utils._pytree import tree_leaves
 from emag_export.contract import GraphSpec, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.protocol import allocate_outputs, check_feeds
-from emag_export.runtime.guidance import Guidance
+from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.loop import Anneal, Conditioning, ImageStep, call_engine, denoise
 from emag_export.runtime.pipeline import cads_annealer
-from emag_export.runtime.plan import EmagWindows, Phase, Plan, make_plan
-from emag_export.runtime.rows import place_rows
-from emag_export.runtime.schedule import flow_match_schedule
-from emag_export.runtime.select import Select, always, lagged_argmax, scheduled
-from emag_export.runtime.state import EmaState
+from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
+from emag_export.runtime.sampling.rows import place_rows
+from emag_export.runtime.sampling.schedule import flow_match_schedule
+from emag_export.runtime.sampling.select import Select, always, lagged_argmax, scheduled
+from emag_export.runtime.sampling.state import EmaState
 from tests.conftest import BLOCKS, small_fork
 
 GPU = torch.device("cuda:0")

@@ -24,7 +24,7 @@ from emag_export.engines.ort_providers import (
 )
 from emag_export.engines.repeats import CallKey, call_key
 from emag_export.errors import EngineError, InputError, MissingDependencyError
-from emag_export.exporter.examples import DENOISER_CHECK_SIZES, random_inputs
+from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
 from tests.conftest import Exported, Exporter
 
 SIZES = DENOISER_CHECK_SIZES[1]

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emag_export.errors import InputError
-from emag_export.runtime.guidance import GUIDANCES, Guidance
-from emag_export.runtime.plan import EmagWindows, Phase, Plan, cost_of, make_plan, window_index
-from emag_export.runtime.schedule import Schedule
+from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
+from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, cost_of, make_plan, window_index
+from emag_export.runtime.sampling.schedule import Schedule
 from tests.test_contract import SD3
 
 

@@ -17,13 +17,19 @@ from emag_export.engines.registry import open_backend
 from emag_export.errors import BundleError, ExportError, InputError
 from emag_export.exporter import identify as identify_module
 from emag_export.exporter import preview as fit_module
-from emag_export.exporter.identify import BuildOptions, identify
+from emag_export.exporter.describe.identify import BuildOptions, identify
 from emag_export.exporter.preview import fit_preview, synthetic_pictures
-from emag_export.exporter.source import find_source
-from emag_export.runtime.guidance import cfg
+from emag_export.exporter.source.find import find_source
+from emag_export.runtime.guidance.rules import cfg
 from emag_export.runtime.loop import DenoiseStep
+from emag_export.runtime.pictures.preview import (
+    PreviewFactors,
+    clean_latents,
+    enlarge,
+    preview,
+    preview_factors,
+)
 from emag_export.runtime.pipeline import Pipeline
-from emag_export.runtime.preview import PreviewFactors, clean_latents, enlarge, preview, preview_factors
 from emag_export.runtime.request import default_request
 from emag_export.tiny_sd3 import MODEL_DIR
 from tests.bundles import silent

@@ -17,7 +17,7 @@ from emag_export.engines.tensorrt.flavour import FLAVOURS, flavour_of
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
 from emag_export.engines.tensorrt.profiles import Profile, choose_profile, profile_shapes, profiles_of
 from emag_export.errors import ContractError, EngineError, InputError
-from emag_export.exporter.identify import BuildOptions, BuildPlan, identify
+from emag_export.exporter.describe.identify import BuildOptions, BuildPlan, identify
 from tests.bundles import silent
 from tests.conftest import Exporter
 

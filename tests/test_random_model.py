@@ -11,10 +11,10 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from emag_export.architectures import PARAMETERS, PIPELINES
 from emag_export.errors import BundleError
 from emag_export.exporter.build import build
+from emag_export.exporter.describe.identify import BuildOptions, identify
 from emag_export.exporter.eager import open_eager, source_of
-from emag_export.exporter.examples import random_inputs
-from emag_export.exporter.identify import BuildOptions, identify
-from emag_export.exporter.random_weights import random_component
+from emag_export.exporter.graph.examples import random_inputs
+from emag_export.exporter.source.random_weights import random_component
 from emag_export.models import KNOWN_MODELS
 from tests.bundles import silent
 
@@ -66,7 +66,7 @@ SMALL["scheduler"] = dict(PIPELINES["sd3"]["scheduler"])
 def small_sd3(monkeypatch: pytest.MonkeyPatch) -> None:
     """``sd3`` with the small configurations."""
     table = MappingProxyType({**PIPELINES, "sd3": SMALL})
-    monkeypatch.setattr("emag_export.exporter.random_model.PIPELINES", table)
+    monkeypatch.setattr("emag_export.exporter.source.random_model.PIPELINES", table)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from emag_export.errors import BundleError, EmagError, InputError
 from emag_export.exporter.staging import BuildMarker, Staging
 from emag_export.manifest import Manifest
 from emag_export.records import FORMAT_VERSION, dump_record, read_record
-from emag_export.runtime.metadata import PictureRecord, read_picture_record, save_picture
+from emag_export.runtime.pictures.metadata import PictureRecord, read_picture_record, save_picture
 from emag_export.runtime.request import default_request
 
 FREE_KEYS = ("files", "graphs", "versions", "plans", "precision_notes", "memory", "profiles.0")

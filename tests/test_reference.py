@@ -12,13 +12,13 @@ from torch import Tensor
 from emag_export.contract import Renorm, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
-from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.identify import contract_of
+from emag_export.exporter.describe.identify import contract_of
+from emag_export.exporter.graph.fork import ForkedSD3
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
-from emag_export.runtime.guidance import Guidance
+from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.loop import Conditioning, denoise
-from emag_export.runtime.plan import EmagWindows, Phase, Plan, make_plan
-from emag_export.runtime.schedule import flow_match_schedule
+from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
+from emag_export.runtime.sampling.schedule import flow_match_schedule
 from tests.golden.case import GoldenCase
 from tests.reference_inputs import GOLDEN, golden_model, random_inputs
 

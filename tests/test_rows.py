@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emag_export.runtime.plan import Phase
-from emag_export.runtime.rows import lay_out_rows
+from emag_export.runtime.sampling.plan import Phase
+from emag_export.runtime.sampling.rows import lay_out_rows
 
 PHASES = st.lists(st.sampled_from(Phase), min_size=1, max_size=9)
 

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
 from emag_export.errors import InputError, ModelError
-from emag_export.runtime.schedule import flow_match_schedule
+from emag_export.runtime.sampling.schedule import flow_match_schedule
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "sd3": {"shift": 3.0},

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emag_export.errors import InputError
-from emag_export.runtime.select import always, lagged_argmax, scheduled
+from emag_export.runtime.sampling.select import always, lagged_argmax, scheduled
 
 
 @given(st.lists(st.lists(st.floats(0, 9, width=32), min_size=3, max_size=3), min_size=1, max_size=5))

@@ -16,7 +16,7 @@ from torch import Tensor
 from emag_export.errors import ModelError
 from emag_export.exporter import single_file
 from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
-from emag_export.exporter.source import SourceModel, find_source
+from emag_export.exporter.source.find import SourceModel, find_source
 from emag_export.tiny_sd3 import MODEL_DIR
 
 # The published names of the tensors that are only renamed, by diffusers' name.

@@ -12,7 +12,7 @@ from torch import nn
 
 from emag_export.errors import ModelError
 from emag_export.exporter.components import load_transformer, load_weights
-from emag_export.exporter.source import find_source
+from emag_export.exporter.source.find import find_source
 from emag_export.tiny_sd3 import MODEL_DIR
 
 SHARD = "100KB"
@@ -146,7 +146,7 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from emag_export.exporter.components import load_weights
-from emag_export.exporter.source import SourceModel
+from emag_export.exporter.source.find import SourceModel
 import diffusers, transformers
 diffusers.SD3Transformer2DModel, transformers.T5EncoderModel
 def memory(field):

@@ -11,16 +11,16 @@ from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.errors import InputError
-from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.identify import BuildOptions, contract_of, identify
-from emag_export.exporter.onnx_export import export_graph
+from emag_export.exporter.describe.identify import BuildOptions, contract_of, identify
+from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.reference.compare import compare
 from emag_export.reference.two_pass import two_pass_denoise
-from emag_export.runtime.guidance import Guidance
-from emag_export.runtime.plan import make_plan
-from emag_export.runtime.schedule import flow_match_schedule
-from emag_export.runtime.state import EmaState
+from emag_export.runtime.guidance.rules import Guidance
+from emag_export.runtime.sampling.plan import make_plan
+from emag_export.runtime.sampling.schedule import flow_match_schedule
+from emag_export.runtime.sampling.state import EmaState
 from tests.bundles import silent
 from tests.conftest import small_fork
 from tests.reference_inputs import golden_model

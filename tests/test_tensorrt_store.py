@@ -19,7 +19,7 @@ from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
 from emag_export.engines.tensorrt.store import EngineFolder, EngineHeader
 from emag_export.engines.tensorrt.workspace import Workspace
 from emag_export.errors import BundleError, EngineError, InputError, MissingDependencyError
-from emag_export.exporter.identify import identify
+from emag_export.exporter.describe.identify import identify
 from tests.bundles import silent
 
 RTX = flavour_of("tensorrt-rtx")

@@ -45,9 +45,9 @@ def unchecked() -> Iterator[ModuleType]:
     """Nothing is checked: ``torch.compile`` traces Python, and not every check can be traced.
 
     Yields:
-        The module ``emag_export.exporter.fork``, loaded again without the hook.
+        The module ``emag_export.exporter.graph.fork``, loaded again without the hook.
     """
-    names = ["emag_export.exporter.attention", "emag_export.exporter.fork"]
+    names = ["emag_export.exporter.graph.attention", "emag_export.exporter.graph.fork"]
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         with mock.patch.dict(sys.modules):

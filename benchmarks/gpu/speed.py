@@ -37,7 +37,7 @@ from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.loop import DenoiseStep, denoise
 from emag_export.runtime.prepare import Prepared
 from emag_export.runtime.request import default_request
-from emag_export.runtime.state import StatePool
+from emag_export.runtime.sampling.state import StatePool
 
 __all__ = ["TimedRun", "guidances_of", "measure", "setup_of", "time_run"]
 

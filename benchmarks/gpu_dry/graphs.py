@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from emag_export.bundle import DENOISER, GRAPH_FILE, Bundle, engine_graph_file
 from emag_export.contract import PRECISIONS, GraphSpec, TensorSpec, Variant
 from emag_export.exporter.build import build
-from emag_export.exporter.identify import BuildOptions
-from emag_export.exporter.onnx_export import export_graph
+from emag_export.exporter.describe.identify import BuildOptions
+from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.hashing import hash_files
 
 __all__ = ["DryGraph", "control_graph", "denoiser_graphs"]

@@ -10,9 +10,9 @@ from emag_export.bench.timing import StepTime, TimedEngine, timed_steps
 from emag_export.engines.protocol import Engine
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.loop import DenoiseStep, denoise
-from emag_export.runtime.plan import Phase, Plan, cost_of
 from emag_export.runtime.prepare import Prepared
-from emag_export.runtime.state import StatePool
+from emag_export.runtime.sampling.plan import Phase, Plan, cost_of
+from emag_export.runtime.sampling.state import StatePool
 
 __all__ = ["PYTORCH", "Contender", "forked", "two_pass"]
 

@@ -10,7 +10,7 @@ from statistics import median, quantiles
 from emag_export.bench.contender import Contender
 from emag_export.bench.timing import StepTime
 from emag_export.errors import InputError
-from emag_export.runtime.plan import Phase
+from emag_export.runtime.sampling.plan import Phase
 
 __all__ = ["WARM_UP_ROUNDS", "Progress", "Ratio", "Result", "race"]
 

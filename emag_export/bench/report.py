@@ -15,7 +15,7 @@ from emag_export.bench.contender import PYTORCH
 from emag_export.bench.memory import Peak
 from emag_export.bench.race import Ratio, Result
 from emag_export.bench.session import Setup
-from emag_export.runtime.plan import Phase
+from emag_export.runtime.sampling.plan import Phase
 
 __all__ = ["describe_machine", "describe_results", "describe_setup"]
 

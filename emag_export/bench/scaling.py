@@ -10,7 +10,7 @@ from emag_export.bench.contender import forked
 from emag_export.bench.race import Result, race
 from emag_export.bench.session import Entry, Setup, load_original, measure
 from emag_export.engines.eager import EagerEngine
-from emag_export.exporter.fork import ForkedSD3
+from emag_export.exporter.graph.fork import ForkedSD3
 
 __all__ = ["AXES", "Point", "measure_scaling"]
 

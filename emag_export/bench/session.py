@@ -18,7 +18,7 @@ from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
 from emag_export.exporter.components import load_transformer
 from emag_export.exporter.eager import source_of
-from emag_export.exporter.lora import recorded_loras
+from emag_export.exporter.source.lora import recorded_loras
 from emag_export.reference.check_bundle import random_encoder
 from emag_export.runtime.pipeline import EngineOpener
 from emag_export.runtime.prepare import Prepared, prepare

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emag_export.contract import GraphSpec
 from emag_export.engines.protocol import Engine
-from emag_export.runtime.plan import Phase
+from emag_export.runtime.sampling.plan import Phase
 
 __all__ = ["StepTime", "TimedEngine", "timed_steps", "wait_for"]
 

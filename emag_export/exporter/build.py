@@ -6,8 +6,14 @@ from pathlib import Path
 
 from emag_export.bundle import COMPONENTS, TOKENIZERS, Bundle
 from emag_export.contract import GraphSpec
-from emag_export.exporter.half import PRECISION_NOTES
-from emag_export.exporter.identify import BuildOptions, BuildPlan, BuildProgress, finished_bundle, identify
+from emag_export.exporter.describe.identify import (
+    BuildOptions,
+    BuildPlan,
+    BuildProgress,
+    finished_bundle,
+    identify,
+)
+from emag_export.exporter.graph.half import PRECISION_NOTES
 from emag_export.exporter.preview import fit_preview
 from emag_export.exporter.resources import needs_of, require_memory
 from emag_export.exporter.staging import Staging, disk_errors, require_disk_space, require_free_target
@@ -100,7 +106,7 @@ def _precision_notes(plan: BuildPlan) -> dict[str, str]:
 
 def _graphs(plan: BuildPlan, staging: Staging, on_progress: BuildProgress) -> dict[str, GraphSpec]:
     """Export every component, the largest first, with one set of weights in memory at a time."""
-    from emag_export.exporter.export import component_spec, export_component
+    from emag_export.exporter.graph.export import component_spec, export_component
 
     for name in plan.components:
         if staging.finished(name):

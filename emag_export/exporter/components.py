@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from emag_export.contract import GraphSpec, TensorSpec
 from emag_export.errors import ModelError
-from emag_export.exporter.half import keep_attention_in_float32, keep_norms_in_float32, weights_precision
-from emag_export.exporter.lora import Lora, merge_loras
-from emag_export.exporter.source import SourceModel
+from emag_export.exporter.graph.half import (
+    keep_attention_in_float32,
+    keep_norms_in_float32,
+    weights_precision,
+)
+from emag_export.exporter.source.find import SourceModel
+from emag_export.exporter.source.lora import Lora, merge_loras
 from emag_export.packages import require_packages
 from emag_export.shapes import Sizes
 
@@ -156,7 +160,7 @@ def load_weights(
         folder: Of the component in the source.
         library: ``diffusers`` or ``transformers``.
         model_class: Class in that library; no other is taken.
-        precision: Of the weights, but for what :mod:`emag_export.exporter.half` keeps in float32.
+        precision: Of the weights, but for what :mod:`emag_export.exporter.graph.half` keeps in float32.
 
     Raises:
         ModelError: If its class is another than expected or its files cannot be read.

@@ -9,10 +9,10 @@ from emag_export.contract import GraphSpec
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
 from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
-from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.identify import resolve
-from emag_export.exporter.lora import recorded_loras
-from emag_export.exporter.source import SourceModel
+from emag_export.exporter.describe.identify import resolve
+from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.source.find import SourceModel
+from emag_export.exporter.source.lora import recorded_loras
 
 __all__ = ["ModuleEngine", "open_eager", "source_of"]
 

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from emag_export.errors import ExportError
 from emag_export.exporter.components import load_weights
-from emag_export.exporter.source import SourceModel
+from emag_export.exporter.source.find import SourceModel
 from emag_export.manifest import PreviewFactors
 
 __all__ = ["fit_preview", "synthetic_pictures"]

@@ -11,7 +11,7 @@ import psutil  # type: ignore[import-untyped]
 from emag_export.bundle import COMPONENTS
 from emag_export.contract import DTYPE_BYTES
 from emag_export.errors import InputError
-from emag_export.exporter.identify import BuildPlan
+from emag_export.exporter.describe.identify import BuildPlan
 
 __all__ = ["VERIFIED_BYTES", "Needs", "free_memory", "needs_of", "require_memory"]
 

@@ -16,18 +16,18 @@ from emag_export.bundle import DENOISER, Bundle
 from emag_export.engines.protocol import Engine
 from emag_export.exporter.components import load_transformer
 from emag_export.exporter.eager import open_eager, source_of
-from emag_export.exporter.lora import recorded_loras
-from emag_export.exporter.source import SourceModel
+from emag_export.exporter.source.find import SourceModel
+from emag_export.exporter.source.lora import recorded_loras
 from emag_export.reference.compare import Decode, Progress, compare
 from emag_export.reference.comparison import Comparison
 from emag_export.reference.forced import with_floor
 from emag_export.reference.memory import must_record
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
-from emag_export.runtime.decode import decode_latents
-from emag_export.runtime.encode import Cut, Encoded, PromptEncoder, load_tokenizers
+from emag_export.runtime.pictures.decode import decode_latents
 from emag_export.runtime.pipeline import EngineOpener
 from emag_export.runtime.prepare import Encode, Prepared, prepare
 from emag_export.runtime.request import GenerationRequest
+from emag_export.runtime.text.encode import Cut, Encoded, PromptEncoder, load_tokenizers
 from emag_export.shared_encoders import components_of, home_of
 
 __all__ = ["check_bundle", "random_encoder"]

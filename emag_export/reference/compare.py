@@ -18,11 +18,11 @@ from emag_export.reference.comparison import (
 from emag_export.reference.forced import force_step
 from emag_export.reference.thresholds import judged_as
 from emag_export.reference.two_pass import ReferenceStep
-from emag_export.runtime.decode import Pictures
-from emag_export.runtime.guidance import Rows
+from emag_export.runtime.guidance.rules import Rows
 from emag_export.runtime.loop import Conditioning, denoise
-from emag_export.runtime.plan import Phase, Plan
-from emag_export.runtime.select import Select, lagged_argmax
+from emag_export.runtime.pictures.decode import Pictures
+from emag_export.runtime.sampling.plan import Phase, Plan
+from emag_export.runtime.sampling.select import Select, lagged_argmax
 
 __all__ = ["Decode", "Pictures", "Progress", "compare"]
 

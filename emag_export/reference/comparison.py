@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from emag_export.reference.thresholds import FLOOR_FACTOR, THRESHOLDS, VELOCITIES, Threshold
-from emag_export.runtime.plan import Phase
+from emag_export.runtime.sampling.plan import Phase
 
 __all__ = [
     "Choice",

@@ -10,10 +10,10 @@ from torch import Tensor
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.reference.comparison import TensorError
 from emag_export.reference.two_pass import ReferenceStep
-from emag_export.runtime.guidance import Predictions
+from emag_export.runtime.guidance.rules import Predictions
 from emag_export.runtime.loop import ImageStep, call_engine
-from emag_export.runtime.plan import Phase, Plan
-from emag_export.runtime.state import EmaState
+from emag_export.runtime.sampling.plan import Phase, Plan
+from emag_export.runtime.sampling.state import EmaState
 
 __all__ = ["ForcedStep", "force_step", "with_floor"]
 

@@ -5,7 +5,7 @@ from emag_export.contract import DTYPE_BYTES
 from emag_export.errors import InputError
 from emag_export.exporter.resources import free_memory
 from emag_export.runtime.prepare import Prepared
-from emag_export.runtime.state import EmaState
+from emag_export.runtime.sampling.state import EmaState
 
 __all__ = ["must_record"]
 

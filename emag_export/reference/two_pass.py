@@ -15,10 +15,10 @@ from torch import Tensor
 from emag_export.errors import ModelError
 from emag_export.reference.comparison import TensorError
 from emag_export.reference.perturb import PerturbingProcessor, installed
-from emag_export.runtime.guidance import Predictions, Rows, combine
+from emag_export.runtime.guidance.rules import Predictions, Rows, combine
 from emag_export.runtime.loop import Anneal, Conditioning
-from emag_export.runtime.plan import Phase, Plan, PlannedStep
-from emag_export.runtime.select import Select, lagged_argmax
+from emag_export.runtime.sampling.plan import Phase, Plan, PlannedStep
+from emag_export.runtime.sampling.select import Select, lagged_argmax
 from emag_export.shapes import evaluate
 
 __all__ = ["ReferenceStep", "two_pass_denoise"]

@@ -10,10 +10,10 @@ from diffusers import SD3Transformer2DModel
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.protocol import Engine
-from emag_export.exporter.examples import DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.identify import contract_of
-from emag_export.exporter.onnx_export import export_graph
+from emag_export.exporter.describe.identify import contract_of
+from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.onnx_export import export_graph
 from tests.golden.case import GoldenCase, replay
 
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from emag_export.contract import DenoiserContract, Renorm, Variant
 from emag_export.engines.protocol import Engine
-from emag_export.runtime.apg import ApgConfig
-from emag_export.runtime.cads import CadsConfig, cads, cads_gamma
-from emag_export.runtime.guidance import Guidance, combine
+from emag_export.runtime.guidance.apg import ApgConfig
+from emag_export.runtime.guidance.cads import CadsConfig, cads, cads_gamma
+from emag_export.runtime.guidance.rules import Guidance, combine
 from emag_export.runtime.loop import Anneal, Conditioning, ImageStep, call_engine
-from emag_export.runtime.plan import EmagWindows, Phase, Plan, make_plan
-from emag_export.runtime.schedule import Schedule
-from emag_export.runtime.select import Select, always, lagged_argmax, scheduled
-from emag_export.runtime.state import EmaState
+from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
+from emag_export.runtime.sampling.schedule import Schedule
+from emag_export.runtime.sampling.select import Select, always, lagged_argmax, scheduled
+from emag_export.runtime.sampling.state import EmaState
 
 _GUIDANCE = {"No": "emag", "Only_EMAG": "emag-only", "APG": "emag+apg", "CADS": "emag+cads"}
 _VARIANT = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from emag_export.contract import DenoiserContract, Renorm, Variant
-from emag_export.exporter.attention import EmaAttention, JointHeads, Tracking, ema_attention
+from emag_export.exporter.graph.attention import EmaAttention, JointHeads, Tracking, ema_attention
 
 __all__ = ["ForkedSD3", "embed_time"]
 

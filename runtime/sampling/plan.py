@@ -7,8 +7,8 @@ from enum import StrEnum
 from emag_export.contract import DenoiserContract
 from emag_export.errors import InputError
 from emag_export.runtime.checks import require_finite, require_range
-from emag_export.runtime.guidance import Guidance, GuidanceRule
-from emag_export.runtime.schedule import Schedule
+from emag_export.runtime.guidance.rules import Guidance, GuidanceRule
+from emag_export.runtime.sampling.schedule import Schedule
 
 __all__ = ["Cost", "EmagWindows", "Phase", "Plan", "PlannedStep", "cost_of", "make_plan", "window_index"]
 

@@ -4,7 +4,7 @@ import errno
 from pathlib import Path
 
 from emag_export.errors import ModelError
-from emag_export.exporter.weight_files import needed_files
+from emag_export.exporter.source.weight_files import needed_files
 
 __all__ = ["download"]
 

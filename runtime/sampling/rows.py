@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from emag_export.runtime.plan import Phase
+from emag_export.runtime.sampling.plan import Phase
 
 __all__ = ["PlacedRows", "RowLayout", "lay_out_rows", "place_rows"]
 

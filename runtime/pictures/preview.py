@@ -14,7 +14,7 @@ from PIL import Image
 from emag_export.bundle import Bundle
 from emag_export.errors import BundleError, InputError
 from emag_export.manifest import PreviewFactors
-from emag_export.runtime.guidance import Rows
+from emag_export.runtime.guidance.rules import Rows
 from emag_export.runtime.loop import DenoiseStep
 
 __all__ = [

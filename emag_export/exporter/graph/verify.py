@@ -13,8 +13,8 @@ from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.errors import ExportError
-from emag_export.exporter.examples import random_inputs
-from emag_export.exporter.upcast import upcast_graph, upcast_spec
+from emag_export.exporter.graph.examples import random_inputs
+from emag_export.exporter.graph.upcast import upcast_graph, upcast_spec
 from emag_export.shapes import Sizes
 
 __all__ = ["TOLERANCES", "verify_graph"]

@@ -9,13 +9,13 @@ from torch import nn
 from emag_export.bundle import COMPONENTS, DENOISER, GRAPH_FILE
 from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
-from emag_export.exporter.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.fork import ForkedSD3
-from emag_export.exporter.identify import BuildPlan, BuildProgress
-from emag_export.exporter.onnx_export import export_graph
-from emag_export.exporter.passes import write_engine_graphs
+from emag_export.exporter.describe.identify import BuildPlan, BuildProgress
+from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.onnx_export import export_graph
+from emag_export.exporter.graph.passes import write_engine_graphs
+from emag_export.exporter.graph.verify import verify_graph
 from emag_export.exporter.resources import VERIFIED_BYTES
-from emag_export.exporter.verify import verify_graph
 from emag_export.shapes import Sizes
 
 __all__ = ["component_spec", "export_component"]

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emag_export.errors import InputError
-from emag_export.runtime.apg import ApgConfig, apg
-from emag_export.runtime.cads import CadsConfig
 from emag_export.runtime.checks import require_finite
+from emag_export.runtime.guidance.apg import ApgConfig, apg
+from emag_export.runtime.guidance.cads import CadsConfig
 
 __all__ = ["GUIDANCES", "Guidance", "GuidanceRule", "Predictions", "Rows", "cfg", "combine", "emag"]
 

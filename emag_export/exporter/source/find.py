@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from emag_export.errors import ModelError
-from emag_export.exporter.hub import download
-from emag_export.exporter.weight_files import (
+from emag_export.exporter.source.hub import download
+from emag_export.exporter.source.weight_files import (
     CONFIGURATION,
     WEIGHTED,
     WEIGHTS,
@@ -152,7 +152,7 @@ def find_source(model: str, *, revision: str | None = None) -> SourceModel:
         folder = files("emag_export").joinpath(known.source.removeprefix("package:"))
         return _check(SourceModel(name=model, path=Path(str(folder)), revision=None, index={}))
     if known is None and Path(model).is_file():
-        from emag_export.exporter.single_file import open_single_file
+        from emag_export.exporter.source.single_file import open_single_file
 
         return open_single_file(Path(model))
     if known is None and Path(model).exists():

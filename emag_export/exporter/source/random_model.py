@@ -9,7 +9,7 @@ from typing import Any
 
 from emag_export.architectures import CLASSES, PARAMETERS, PIPELINES, TOKEN_LIMITS
 from emag_export.errors import ModelError
-from emag_export.exporter.source import SourceModel
+from emag_export.exporter.source.find import SourceModel
 from emag_export.hashing import hash_json
 from emag_export.models import KNOWN_MODELS
 
@@ -50,7 +50,7 @@ class RandomModel(SourceModel):
 
     def load(self, component: str, model_class: Any, **options: Any) -> Any:
         """The component with random weights; options as ``from_pretrained`` takes them."""
-        from emag_export.exporter.random_weights import random_component
+        from emag_export.exporter.source.random_weights import random_component
 
         dtype = options["torch_dtype"] if "torch_dtype" in options else options["dtype"]
         return random_component(model_class, self.config(component), dtype=dtype, seed=self.seed)

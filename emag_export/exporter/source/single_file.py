@@ -17,8 +17,8 @@ from typing import Any
 from emag_export.architectures import CLASSES, PIPELINES
 from emag_export.bundle import TOKENIZERS
 from emag_export.errors import ModelError
-from emag_export.exporter.source import SourceModel
-from emag_export.exporter.weight_files import is_half_precision
+from emag_export.exporter.source.find import SourceModel
+from emag_export.exporter.source.weight_files import is_half_precision
 from emag_export.hashing import hash_file, hash_files, hash_json
 
 __all__ = ["SingleFileModel", "open_single_file"]

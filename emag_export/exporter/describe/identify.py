@@ -15,9 +15,9 @@ from emag_export import __version__
 from emag_export.bundle import COMPONENTS, DENOISER, MANIFEST, Bundle
 from emag_export.contract import PRECISIONS, STATE_PRECISIONS, DenoiserContract, Renorm, Variant, member
 from emag_export.errors import EmagError, InputError
-from emag_export.exporter.lora import Lora, lora_records
-from emag_export.exporter.random_model import random_model
-from emag_export.exporter.source import SourceModel, find_source
+from emag_export.exporter.source.find import SourceModel, find_source
+from emag_export.exporter.source.lora import Lora, lora_records
+from emag_export.exporter.source.random_model import random_model
 from emag_export.hashing import hash_json
 from emag_export.manifest import Geometry, Provenance
 from emag_export.models import SamplingDefaults, sampling_defaults
@@ -44,7 +44,7 @@ onnxruntime, TensorRT and TensorRT-RTX alike; 22 is the oldest in which ``Conv``
 
 GRAPHS = 2
 """Raised when the same model and options give another graph than before: a change of the fork, of a rule of
-:mod:`emag_export.exporter.passes`, of how things are traced."""
+:mod:`emag_export.exporter.graph.passes`, of how things are traced."""
 
 PREVIEW_FIT = 1
 """Raised when the fit of the previews changes: a bundle with the older numbers, or none, is made again."""

@@ -1,0 +1,1 @@
+"""Say which bundle a model and options make, before anything is made."""

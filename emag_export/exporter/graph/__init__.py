@@ -1,0 +1,1 @@
+"""Write one component as an ONNX graph, and check it."""

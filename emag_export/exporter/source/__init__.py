@@ -1,0 +1,1 @@
+"""Find the source model and read what it holds."""

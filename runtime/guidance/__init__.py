@@ -1,0 +1,1 @@
+"""Guidance: pure functions of predictions, one algorithm a file."""

@@ -1,0 +1,1 @@
+"""From latents to pictures, and what is kept with them."""

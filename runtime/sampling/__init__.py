@@ -1,0 +1,1 @@
+"""The parts of one denoising step: plan, schedule, rows, state."""
