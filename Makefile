@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu gpu-dry full-size lint typecheck format bench tables accuracy clean distclean
+.PHONY: help demo check test gpu gpu-dry full-size lint typecheck format bench tables accuracy clean distclean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## Export the bundled tiny model and draw pictures with it into out/demo
 	$(BIN)/python -m emag_export.cli.main demo --output out/demo
+
+check: lint  ## Lint and the fast tests: what to run while you work
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(FAST)
 
 test: lint  ## Lint, then run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -19,13 +19,15 @@ from typing import Any
 import click
 
 from benchmarks.results import FOLDER, commit, load_results, write_results
-from emag_export.architectures import PARAMETERS
 from emag_export.bench.memory import MemorySampler
-from emag_export.bundle import COMPONENTS, DENOISER, GRAPH_FILE
-from emag_export.exporter.describe.identify import BuildOptions, identify
+from emag_export.bundle import DENOISER, GRAPH_FILE
+from emag_export.exporter.describe.identify import BuildPlan, identify
+from emag_export.families import RANDOM_MODELS
+from emag_export.options import BuildOptions
+from emag_export.progress import silent
 
 _DEFAULT = (
-    *(f"sd3/{name}" for name in COMPONENTS),
+    *(f"sd3/{name}" for name in RANDOM_MODELS["sd3"].folders),
     "sd3.5-medium/transformer",
     "sd3.5-large/transformer",
 )
@@ -107,16 +109,22 @@ def _child(task: str, part: str, precision: str, target: str, folder: Path) -> d
     return {**json.loads(answer.strip().splitlines()[-1]), "peak": asdict(sampler.peak)}
 
 
+def _identified(part: str, precision: str) -> tuple[BuildPlan, str]:
+    """What is built of a model with random weights, and the component that is meant."""
+    model, name = part.split("/")
+    return identify(model, BuildOptions(precision=precision, weights_seed=0)), name
+
+
 def _export(part: str, precision: str, folder: Path) -> dict[str, Any]:
     from emag_export.exporter.graph.export import export_component
 
-    model, name = part.split("/")
-    plan = identify(model, BuildOptions(precision=precision, seed=0), lambda component, phase: None)
+    plan, name = _identified(part, precision)
+    family = plan.source.family
     began = time.monotonic()
-    export_component(plan, name, folder, lambda component, phase: None)
+    export_component(plan, name, folder, silent)
     return {
         "seconds": round(time.monotonic() - began, 1),
-        "parameters": PARAMETERS[model if name == DENOISER else COMPONENTS[name]],
+        "parameters": family.parameters[plan.source.name if name == DENOISER else family.folders[name]],
         "bytes": sum(path.stat().st_size for path in folder.glob(f"{GRAPH_FILE}*")),
     }
 
@@ -128,8 +136,7 @@ def _compile(part: str, precision: str, target: str, folder: Path) -> dict[str, 
     from emag_export.engines.tensorrt.profiles import profiles_of
     from emag_export.exporter.graph.export import component_spec
 
-    model, name = part.split("/")
-    plan = identify(model, BuildOptions(precision=precision, seed=0), lambda component, phase: None)
+    plan, name = _identified(part, precision)
     flavour, options = flavour_of("tensorrt-rtx"), EngineOptions(targets=(target,), max_images=1)
     spec = component_spec(plan, name)
     profiles = profiles_of(plan, spec, options, flavour)

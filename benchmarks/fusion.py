@@ -18,10 +18,10 @@ from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.tensorrt.builder import build_plan
 from emag_export.engines.tensorrt.flavour import flavour_of
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
-from emag_export.exporter.describe.identify import contract_of
 from emag_export.exporter.graph.examples import random_inputs
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.fork import Forked, fork
 from emag_export.exporter.graph.onnx_export import export_graph
+from emag_export.families import FAMILIES
 
 TEXT = 77
 RESULTS = FOLDER / "fusion.json"
@@ -42,7 +42,7 @@ def axes() -> dict[str, Any]:
     return {"case": cases, "tokens": [side**2 for side in _SIDES]}
 
 
-def small_fork(variant: Variant, *, heads: int = 2, blocks: tuple[int, ...] = (1,)) -> ForkedSD3:
+def small_fork(variant: Variant, *, heads: int = 2, blocks: tuple[int, ...] = (1,)) -> Forked:
     """A half-precision fork with one block before the candidates and one behind them."""
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
@@ -59,15 +59,15 @@ def small_fork(variant: Variant, *, heads: int = 2, blocks: tuple[int, ...] = (1
         pos_embed_max_size=64,
     )
     model = model.half().eval().requires_grad_(False)
-    contract = contract_of(model.config, variant=variant, blocks=blocks, precision="float16")
-    return ForkedSD3(model, contract).eval()
+    contract = FAMILIES["sd3"].contract(model.config, variant=variant, blocks=blocks, precision="float16")
+    return fork(model, contract)
 
 
-def export(fork: ForkedSD3, path: Path) -> None:
+def export(forked: Forked, path: Path) -> None:
     """Write its graph."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    spec = fork.contract.graph
-    export_graph(fork, spec, random_inputs(spec, _EXAMPLE), path)
+    spec = forked.contract.graph
+    export_graph(forked, spec, random_inputs(spec, _EXAMPLE), path)
 
 
 def scratch(path: Path, contract: DenoiserContract, side: int) -> int:
@@ -98,13 +98,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, (variant, heads, blocks) in enumerate(_CASES):
-            fork, path = (
-                small_fork(variant, heads=heads, blocks=blocks),
-                Path(folder) / f"{number}" / "m.onnx",
-            )
-            export(fork, path)
+            forked = small_fork(variant, heads=heads, blocks=blocks)
+            path = Path(folder) / f"{number}" / "m.onnx"
+            export(forked, path)
             for side in _SIDES:
-                found = scratch(path, fork.contract, side)
+                found = scratch(path, forked.contract, side)
                 row = {"variant": str(variant), "heads": heads, "candidates": len(blocks), "tokens": side**2}
                 rows.append({**row, "bytes": found, "maps": round(found / one_map(heads, side), 2)})
                 Console().print(rows[-1])

@@ -13,14 +13,14 @@ from diffusers import SD3Transformer2DModel
 from benchmarks.results import FOLDER, write_results
 from emag_export.bundle import engine_graph_file
 from emag_export.cli.console import out, quiet_libraries, status, table
-from emag_export.contract import DenoiserContract
+from emag_export.contract import Renorm, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
-from emag_export.exporter.describe.identify import contract_of
 from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.fork import fork
 from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.exporter.graph.passes import write_engine_graphs
+from emag_export.families import FAMILIES
 from tests.golden.case import GoldenCase, replay
 
 _FOLDER = Path("tests/golden")
@@ -38,23 +38,26 @@ def main(output: Path) -> None:
     """Replay every case on both engines, print a table, and write the result."""
     quiet_libraries()
     model = SD3Transformer2DModel.from_pretrained(_FOLDER / "mmdit").eval()
-    graphs: dict[DenoiserContract, Path] = {}
+    graphs: dict[tuple[Variant, Renorm, tuple[int, ...]], Path] = {}
     rows = []
     with tempfile.TemporaryDirectory() as folder, status.status("replaying …") as spinner:
         for path in sorted(_FOLDER.glob("*.npz")):
             case = GoldenCase.load(path)
-            contract = contract_of(model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm)
-            fork = ForkedSD3(model, contract).eval()
-            if contract not in graphs:
+            contract = FAMILIES["sd3"].contract(
+                model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm
+            )
+            forked = fork(model, contract)
+            kind = (case.variant, case.renorm, case.blocks)
+            if kind not in graphs:
                 spinner.update(f"exporting {contract.variant} …")
-                graphs[contract] = Path(folder) / str(len(graphs)) / "model.onnx"
+                graphs[kind] = Path(folder) / str(len(graphs)) / "model.onnx"
                 example = random_inputs(contract.graph, DENOISER_EXAMPLE_SIZES)
-                export_graph(fork, contract.graph, example, graphs[contract])
-                write_engine_graphs(graphs[contract])
+                export_graph(forked, contract.graph, example, graphs[kind])
+                write_engine_graphs(graphs[kind])
             spinner.update(f"replaying {path.name} …")
-            with EagerEngine(fork, contract.graph) as eager:
+            with EagerEngine(forked, contract.graph) as eager:
                 torch_error = replay(case, eager, contract).error
-            own = graphs[contract].with_name(engine_graph_file("onnxruntime"))
+            own = graphs[kind].with_name(engine_graph_file("onnxruntime"))
             with OnnxRuntimeEngine(own, contract.graph) as engine:
                 ort_error = replay(case, engine, contract).error
             rows.append(

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import onnxruntime  # noqa: F401  its libraries are no part of what is measured, so they come before
+import onnxruntime  # noqa: F401  libraries are no part of what is measured, so they come before
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler  # noqa: F401  likewise
 
 from benchmarks.results import FOLDER, write_results
 from emag_export.bench.memory import measure_call
@@ -23,6 +24,7 @@ from emag_export.runtime.loop import denoise
 from emag_export.runtime.prepare import prepare
 from emag_export.runtime.request import default_request
 from emag_export.runtime.sampling.plan import Phase
+from emag_export.runtime.sampling.state import RunState
 
 RESULTS = FOLDER / "memory.json"
 _STEPS = 8
@@ -39,8 +41,9 @@ def _run(path: Path, images: int, pixels: int, threads: int) -> None:
         engine = OnnxRuntimeEngine(graph, bundle.spec(DENOISER), options)
     with torch.inference_mode(), engine:
         ready = prepare(bundle, requests, random_encoder(bundle), engine.device)
+        start = RunState.start(bundle.contract, ready.latents, ready.conditioning.given)
         guided = 0
-        for step in denoise(engine, ready.plan, ready.latents, ready.conditioning):
+        for step in denoise(engine, ready.plan, start, ready.conditioning):
             guided += step.plan.phase == Phase.GUIDE
             if guided == 2:
                 break

@@ -15,9 +15,8 @@ from benchmarks.results import FOLDER, write_results
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, progress_bar, quiet_libraries, table
 from emag_export.contract import Variant
-from emag_export.engines.registry import open_backend
 from emag_export.exporter.build import build
-from emag_export.exporter.describe.identify import BuildOptions
+from emag_export.options import BuildOptions
 from emag_export.runtime.guidance.rules import GUIDANCES
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest, default_request
@@ -49,10 +48,8 @@ def main(prompts: int, bundles: Path, output: Path) -> None:
     scenes = evaluation_scenes(prompts)
     rows: list[dict[str, Any]] = []
     for variant in dict.fromkeys(variant for variant, _ in _CASES):
-        bundle = build(
-            "tiny-sd3", bundles / variant, BuildOptions(variant=variant), lambda component, phase: None
-        )
-        with Pipeline(bundle, open_backend("onnxruntime")) as pipeline:
+        bundle = build("tiny-sd3", bundles / variant, BuildOptions(variant=variant))
+        with Pipeline.open(bundle) as pipeline:
             for name in [name for v, name in _CASES if v is variant]:
                 requests = _requests(bundle, [caption(scene) for scene in scenes], name)
                 pictures = _pictures(pipeline, requests, f"{variant} {name}")
@@ -83,10 +80,8 @@ def _pictures(
     with progress_bar(label, len(batches)) as progress:
         for start in batches:
             prepared = pipeline.prepare(requests[start : start + _BATCH])
-            latents = prepared.latents
-            for step in pipeline.denoise(prepared):
-                latents = step.latents
-            pictures += list(pipeline.decode(latents))
+            *_, last = pipeline.denoise(prepared)
+            pictures += list(pipeline.decode(last.latents))
             progress.advance(progress.task_ids[0])
     return pictures
 

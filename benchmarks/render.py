@@ -12,10 +12,8 @@ from typing import Any
 
 from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, targets
 from benchmarks.results import FOLDER, load_results
-from emag_export.architectures import PIPELINES
 from emag_export.contract import Variant
-from emag_export.exporter.describe.identify import contract_of
-from emag_export.models import KNOWN_MODELS
+from emag_export.families import FAMILIES
 from emag_export.runtime.guidance.rules import GUIDANCES
 from emag_export.runtime.sampling.plan import EmagWindows, cost_of
 
@@ -65,16 +63,16 @@ def _golden() -> str:
 
 def _cost() -> str:
     """Counted, not measured: from the plan of the default run."""
-    rows = []
+    rows, family = [], FAMILIES["sd3"]
     for name, shown in (("tiny-sd3", "tiny-sd3"), ("sd3", "SD3-medium"), ("sd3.5-large", "SD3.5-large")):
-        model = KNOWN_MODELS[name]
-        config = {**PIPELINES["sd3"]["transformer"], "num_layers": model.blocks}
-        layers, steps = model.defaults.emag_layers, model.defaults.steps
-        contract = contract_of(config, variant=Variant.EMAG_Q, blocks=layers)
+        model = family.models[name]
+        config = {**family.configs["sd3"]["transformer"], "num_layers": model.blocks}
+        blocks, steps = model.defaults.candidates, model.defaults.steps
+        contract = family.contract(config, variant=Variant.EMAG_Q, blocks=blocks)
         cost = cost_of(contract, EmagWindows().phases(steps), GUIDANCES["emag"])
         rows.append(
             [
-                f"{shown}, {model.blocks} blocks, candidates {layers[0]}–{layers[-1]}, {steps} steps",
+                f"{shown}, {model.blocks} blocks, candidates {blocks[0]}–{blocks[-1]}, {steps} steps",
                 str(cost.cfg),
                 f"{cost.two_pass} ({cost.two_pass / cost.cfg:.2f})",
                 f"{cost.planned} (**{cost.relative_to_cfg:.3f}**)",

@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from cloup import option
 
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status, table
-from emag_export.cli.options import BACKENDS, bundle_argument, opener_of
-from emag_export.cli.sampling import request_of, sampling_options
-from emag_export.engines.tensorrt.flavour import FLAVOURS
+from emag_export.cli.options import (
+    bundle_argument,
+    cli_command,
+    engine_config,
+    engine_options,
+    group,
+    json_option,
+)
+from emag_export.cli.progress import bar_reporter
+from emag_export.cli.sampling import RENAMED, request_of, sampling_options
+from emag_export.engines.registry import BACKENDS, open_backend
 from emag_export.errors import InputError
 from emag_export.packages import require_packages
+from emag_export.progress import Event
 
 if TYPE_CHECKING:
     from emag_export.bench.session import Setup
@@ -22,41 +32,38 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("bench")
+@cli_command("bench", renamed={**RENAMED, "--reference": "--source", "--images": "--batch-size"})
 @bundle_argument
-@click.option(
-    "--with",
-    "others",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Another bundle of the same model, for example of another variant; repeatable.",
+@group(
+    "Measurement",
+    option(
+        "--with",
+        "others",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="Another bundle of the same model, for example of another variant; repeatable.",
+    ),
+    option(
+        "--baseline/--no-baseline",
+        default=True,
+        show_default=True,
+        help="Also the unmodified diffusers model: CFG, and EMAG as released, with two passes per step.",
+    ),
+    option(
+        "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Pictures per engine call."
+    ),
+    option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Whole runs of each."),
+    option("--memory/--no-memory", default=True, show_default=True, help="Peak memory, each in a process."),
+    option("--startup", is_flag=True, help="Also from the disk to the first call, beside plain reading."),
+    option("--scaling", is_flag=True, help="Also against tokens, images, steps and candidate blocks."),
 )
-@click.option(
-    "--backend",
-    "backends",
-    type=click.Choice(BACKENDS),
-    multiple=True,
-    default=("onnxruntime",),
-    show_default=True,
-    help="Repeatable: they are measured side by side.",
-)
-@click.option("--device", default="", help="cpu or cuda; default: cpu, for TensorRT cuda.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 lets it choose.")
-@click.option(
-    "--baseline/--no-baseline",
-    default=True,
-    show_default=True,
-    help="Also the unmodified diffusers model: CFG, and EMAG as released, with two passes per step.",
-)
-@click.option("--reference", "model", help="Where the source model is now, if it has moved.")
-@click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="Pictures per call.")
-@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Whole runs of each.")
-@click.option("--memory/--no-memory", default=True, show_default=True, help="Peak memory, each in a process.")
-@click.option("--startup", is_flag=True, help="Also from the disk to the first call, beside plain reading.")
-@click.option("--scaling", is_flag=True, help="Also against tokens, images, steps and candidate blocks.")
 @sampling_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for bench.json and plots.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything for scripts.")
+@engine_options(several=True)
+@group(
+    "Output",
+    option("-o", "--output", type=click.Path(path_type=Path), help="Folder for bench.json and plots."),
+    json_option("Print everything, for scripts."),
+)
 def command(bundle: Path, as_json: bool, output: Path | None, **options: Any) -> None:
     """Measure speed and memory beside what you would otherwise run.
 
@@ -65,9 +72,9 @@ def command(bundle: Path, as_json: bool, output: Path | None, **options: Any) ->
     counting transformer blocks predicts.
     """
     if output is not None:
-        require_packages("matplotlib", purpose="drawing plots (-o)")
+        require_packages("matplotlib", purpose="drawing plots")
         if output.is_file():
-            raise InputError(f"{output} is a file; give a folder with -o")
+            raise InputError(f"{output} is a file; give a folder as `output`")
     report = _measure(_setup(Bundle(bundle), options), options)
     if output is not None:
         _write(report, output)
@@ -81,29 +88,22 @@ def command(bundle: Path, as_json: bool, output: Path | None, **options: Any) ->
 
 def _setup(bundle: Bundle, options: dict[str, Any]) -> "Setup":
     request = replace(request_of(bundle, "a picture", options), seed=0)
-    request.grid(bundle)
+    request.sizes(bundle)
     others = [Bundle(path) for path in options["others"]]
     with status.status("loading libraries …"):
         from emag_export.bench.session import Setup
 
         quiet_libraries()
-    shared = {
-        "device": options["device"],
-        "threads": options["threads"],
-        "model": options["model"],
-        "provider": None,
-        "cuda_graphs": True,
-        "weight_budget": None,
-    }
     backends = dict.fromkeys(options["backends"])
+    on_gpu = [name for name in backends if BACKENDS[name].runs_on == ("cuda",)]
     return Setup(
         bundles=(bundle, *others),
-        backends={name: partial(opener_of, options={**shared, "backend": name}) for name in backends},
+        backends={name: partial(open_backend, engine_config(options, name)) for name in backends},
         request=request,
-        images=options["images"],
+        images=options["batch_size"],
         baseline=options["baseline"],
-        baseline_device=options["device"] or ("cuda" if backends.keys() & FLAVOURS.keys() else "cpu"),
-        model=options["model"],
+        baseline_device=options["device"] or ("cuda" if on_gpu else "cpu"),
+        source=options["source"],
     )
 
 
@@ -114,30 +114,21 @@ def _measure(setup: "Setup", options: dict[str, Any]) -> dict[str, Any]:
     from emag_export.bench.startup import measure_startup
 
     with progress_bar("measuring", None) as progress:
-        (task,) = progress.task_ids
-
-        def at(what: str) -> Any:
-            return lambda done, total: progress.update(task, description=what, completed=done, total=total)
-
-        results = measure(setup, rounds=options["rounds"], progress=at("measuring"))
-        peaks = measure_peaks(setup, at("memory")) if options["memory"] else None
+        report_event = bar_reporter(progress)
+        results = measure(setup, rounds=options["rounds"], progress=report_event)
+        peaks = measure_peaks(setup, report_event) if options["memory"] else None
         found: dict[str, Any] = {
             "machine": report.describe_machine(),
             "setup": report.describe_setup(setup, options["rounds"]),
             "results": report.describe_results(results, peaks),
         }
         if options["startup"]:
-            progress.update(task, description="starting", total=None)
+            report_event(Event(component="denoiser", phase="start"))
             name = next(iter(setup.backends))
             started = measure_startup(setup, name)
             found["startup"] = {"backend": name, **asdict(started), "ratio": started.ratio}
         if options["scaling"]:
-            points = measure_scaling(
-                setup,
-                progress=lambda axis, value: progress.update(
-                    task, description=f"{axis}: {value:g}", total=None
-                ),
-            )
+            points = measure_scaling(setup, progress=report_event)
             found["scaling"] = [{**asdict(point), "deviation": point.deviation} for point in points]
     return found
 

@@ -5,11 +5,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from cloup import option
 
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status, table
-from emag_export.cli.options import bundle_argument, engine_options, opener_of
-from emag_export.cli.sampling import read_prompts, request_of, sampling_options
+from emag_export.cli.options import (
+    bundle_argument,
+    cli_command,
+    engine_config,
+    engine_options,
+    group,
+    json_option,
+)
+from emag_export.cli.progress import bar_reporter
+from emag_export.cli.sampling import RENAMED, read_prompts, request_of, sampling_options
+from emag_export.engines.config import EngineConfig
+from emag_export.engines.registry import open_backend
 from emag_export.errors import ComparisonFailed
 from emag_export.packages import require_packages
 from emag_export.runtime.request import GenerationRequest, plan_request
@@ -22,28 +33,33 @@ __all__ = ["DEFAULT_PROMPT", "command", "run_comparison"]
 DEFAULT_PROMPT = "a large red circle to the left of a small blue square on a yellow background"
 
 
-@click.command("compare")
+@cli_command("compare", renamed={**RENAMED, "--reference": "--source"})
 @bundle_argument
-@click.option("--prompt", "prompts", multiple=True, help="Repeatable; all run as one batch.")
-@click.option("--negative-prompt", help="What to stay away from.")
-@click.option("--seed", type=int, help="Of the first picture; the next ones count up. Default 0.")
-@click.option(
-    "--floor/--no-floor",
-    default=True,
-    show_default=True,
-    help="For half precision: judge the engine by what PyTorch loses in it, too; costs one more run.",
+@group(
+    "Picture",
+    option("--prompt", "prompts", multiple=True, help="Repeatable; all run as one batch."),
+    option("--negative-prompt", help="What to stay away from."),
+    option("--seed", type=int, help="Of the first picture; the next ones count up. Default 0."),
 )
-@click.option("--reference", "model", help="Where the source model is now, if it has moved.")
-@click.option("--report", type=click.Path(path_type=Path), help="Folder for report.html, plot and JSON.")
 @sampling_options
-@engine_options
-@click.option("--json", "as_json", is_flag=True, help="Print everything for scripts.")
-def command(bundle: Path, model: str | None, report: Path | None, as_json: bool, **options: Any) -> None:
+@engine_options()
+@group(
+    "Output",
+    option(
+        "--floor/--no-floor",
+        default=True,
+        show_default=True,
+        help="For half precision: judge the engine by what PyTorch loses in it, too; costs one more run.",
+    ),
+    option("--report", type=click.Path(path_type=Path), help="Folder for report.html, plot and JSON."),
+    json_option("Print everything, for scripts."),
+)
+def command(bundle: Path, report: Path | None, as_json: bool, **options: Any) -> None:
     """Check a bundle step by step against PyTorch.
 
     The reference is the released algorithm on the diffusers model: two full passes per step, float32.
     Every step is checked on the reference's own state, then a whole run on the engine's.
-    Exits with 1 if a figure lies above its threshold.
+    Exits with 8 if a figure lies above its threshold.
 
     A bundle without text encoders gets random embeddings, one without a decoder no pictures. A model too
     large to lie in memory beside its engine runs first and is let go.
@@ -54,7 +70,7 @@ def command(bundle: Path, model: str | None, report: Path | None, as_json: bool,
     base = request_of(opened, prompts[0], options)
     requests = [replace(base, prompt=prompt, seed=base.seed + i) for i, prompt in enumerate(prompts)]
     plan_request(opened, base)
-    comparison = run_comparison(opened, requests, model, options)
+    comparison = run_comparison(opened, requests, engine_config(options), floor=options["floor"])
     files = []
     if report is not None:
         from emag_export.reference.report import write_report
@@ -74,29 +90,27 @@ def command(bundle: Path, model: str | None, report: Path | None, as_json: bool,
 
 
 def run_comparison(
-    bundle: Bundle, requests: list[GenerationRequest], model: str | None, options: dict[str, Any]
+    bundle: Bundle, requests: list[GenerationRequest], engine: EngineConfig, *, floor: bool = True
 ) -> "Comparison":
     """Compare with a progress bar.
 
     Args:
         bundle: To check.
         requests: One per image.
-        model: Where the source model is now, if it has moved.
-        options: Of the engine, and ``floor``. In eager PyTorch there is none: engine and floor would be the
-            same. Compiled code rounds elsewhere, so it is judged by the floor.
+        engine: How components are opened, and where the source model is.
+        floor: Measure what PyTorch loses in half precision. In eager PyTorch there is none: engine and floor
+            would be the same. Compiled code rounds elsewhere, so it is judged by the floor.
     """
-    floor = options.get("floor", True) and options["backend"] != "torch"
+    floor = floor and engine.backend != "torch"
     with status.status("loading engines and reference …"):
         from emag_export.reference.check_bundle import check_bundle
 
         quiet_libraries()
-        opener = opener_of(bundle, {**options, "model": model})
+        opener = open_backend(engine, bundle)
     with progress_bar("comparing", 2 * requests[0].steps) as progress:
-
-        def advanced(done: int, total: int) -> None:
-            progress.update(progress.task_ids[0], completed=done, total=total)
-
-        return check_bundle(bundle, opener, requests, model=model, floor=floor, progress=advanced)
+        return check_bundle(
+            bundle, opener, requests, source=engine.source, floor=floor, progress=bar_reporter(progress)
+        )
 
 
 def _print(comparison: "Comparison") -> None:

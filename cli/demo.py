@@ -5,14 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from cloup import option
 
 from emag_export.bundle import Bundle
-from emag_export.cli.build import phase_reporter
 from emag_export.cli.compare import DEFAULT_PROMPT, run_comparison
 from emag_export.cli.console import out, progress_bar, quiet_libraries, status
 from emag_export.cli.generate import generate_all
+from emag_export.cli.options import cli_command, group
+from emag_export.cli.progress import bar_reporter
 from emag_export.contract import Variant
+from emag_export.engines.config import EngineConfig
 from emag_export.errors import ComparisonFailed
+from emag_export.families import KNOWN_MODELS
+from emag_export.options import BuildOptions
 from emag_export.packages import require_packages
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.request import GenerationRequest, default_request
@@ -26,45 +31,49 @@ _PROMPTS = (
     "a small blue circle above a large purple ring on a green background",
     "a large black ring on an orange background",
 )
-_ENGINE = {
-    "backend": "onnxruntime",
-    "device": "cpu",
-    "provider": None,
-    "cuda_graphs": False,
-    "weight_budget": None,
-    "threads": 0,
-    "batch_size": len(_PROMPTS),
-}
+_ENGINE = EngineConfig()
 _COLUMNS: Mapping[str, tuple[Variant, str]] = {
     "CFG": (Variant.EMAG_Q, "cfg"),
     "EMAG-Q": (Variant.EMAG_Q, "emag"),
     "EMAG": (Variant.EMAG, "emag"),
 }
+MODEL = next(name for name, known in KNOWN_MODELS.items() if known.source.startswith("package:"))
+"""The embedded one."""
 _AMPLIFIED = 8
 """Factor of the column that shows where EMAG-Q changed the picture."""
 
 
-@click.command("demo")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
+@cli_command("demo")
+@group(
+    "Output",
+    option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        default=Path("out/demo"),
+        show_default=True,
+        help="Folder for bundles, pictures and reports.",
+    ),
+)
 def command(output: Path) -> None:
     """Build, generate and compare with the embedded model.
 
-    Exports tiny-sd3 as emag-q and emag, draws the same prompts with CFG, EMAG-Q and EMAG, and compares
+    Exports it as emag-q and emag, draws the same prompts with CFG, EMAG-Q and EMAG, and compares
     both bundles with PyTorch. What is already there is not made again.
     """
     needed = ("accelerate", "onnx", "onnxscript", "onnxruntime", "matplotlib", "skimage")
     require_packages(*needed, purpose="the demonstration")
     with status.status("loading PyTorch …"):
         from emag_export.exporter.build import build
-        from emag_export.exporter.describe.identify import BuildOptions
 
         quiet_libraries()
     bundles: dict[Variant, Bundle] = {}
     for variant in (Variant.EMAG_Q, Variant.EMAG):
         folder = output / f"bundle-{variant}"
         with progress_bar(f"exporting {variant}", None) as progress:
-            options = BuildOptions(variant=variant, overwrite=True)
-            bundles[variant] = build("tiny-sd3", folder, options, phase_reporter(progress))
+            options = BuildOptions(variant=variant)
+            report = bar_reporter(progress)
+            bundles[variant] = build(MODEL, folder, options, overwrite=True, progress=report)
         out.print(f"bundle   {folder}", markup=False)
     out.print(f"pictures {_draw(bundles, output)}", markup=False)
     failed = [report for report in (_compare(bundle, output) for bundle in bundles.values()) if report]
@@ -96,10 +105,10 @@ def _draw(bundles: Mapping[Variant, Bundle], output: Path) -> Path:
     for label, (variant, guidance) in _COLUMNS.items():
         requests = _requests(bundles[variant], guidance)
         paths = [output / "pictures" / f"{label.lower()}-seed{request.seed}.png" for request in requests]
-        generate_all(bundles[variant], requests, paths, _ENGINE)
+        generate_all(bundles[variant], requests, paths, _ENGINE, batch_size=len(_PROMPTS))
         columns[label] = np.stack([np.asarray(Image.open(path)) for path in paths])
     change = np.abs(columns["EMAG-Q"].astype(int) - columns["CFG"].astype(int))
-    columns[f"|EMAG-Q - CFG| × {_AMPLIFIED}"] = (change * _AMPLIFIED).clip(0, 255).astype(np.uint8)
+    columns[f"|EMAG-Q - CFG| × {_AMPLIFIED}"] = np.minimum(change * _AMPLIFIED, 255).astype(np.uint8)
     grid = output / "pictures.png"
     save_gallery(columns, _PROMPTS, grid)
     return grid
@@ -110,7 +119,7 @@ def _compare(bundle: Bundle, output: Path) -> Path | None:
     from emag_export.reference.report import write_report
 
     requests = _requests(bundle, "emag")[:2]
-    comparison = run_comparison(bundle, requests, None, _ENGINE)
+    comparison = run_comparison(bundle, requests, _ENGINE)
     folder = output / f"compare-{bundle.contract.variant}"
     write_report(comparison, folder, notes={"prompts": "; ".join(request.prompt for request in requests)})
     choices = [choice.agree for step in comparison.steps for choice in step.choices]

@@ -5,10 +5,11 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
-import click
 from rich.markup import escape
 
 from emag_export.cli.console import out, print_json, table
+from emag_export.cli.options import cli_command, group, json_option
+from emag_export.cli.words import sentence
 from emag_export.engines.tensorrt.flavour import FLAVOURS, Flavour
 from emag_export.engines.tensorrt.gpu import current_gpu
 from emag_export.engines.tensorrt.probe import probe
@@ -30,8 +31,8 @@ _PACKAGES = {
 }
 
 
-@click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@cli_command("doctor")
+@group("Output", json_option())
 def command(as_json: bool) -> None:
     """Show what this machine can run and what to install."""
     checks, runs = _checks(), _abilities()
@@ -93,7 +94,8 @@ def _engine_ability(flavour: Flavour) -> str | None:
         gpu = current_gpu(flavour)
         probe(flavour)
     except EmagError as error:
-        return f"{flavour.backend}: {built_for}; runs none here: {error}" if built_for else str(error)
+        said = sentence(error)
+        return f"{flavour.backend}: {built_for}; runs none here: {said}" if built_for else said
     return f"{flavour.backend}: builds and runs engines on {gpu.name}"
 
 

@@ -6,47 +6,69 @@ from pathlib import Path
 from typing import Any
 
 import click
+from cloup import option
 
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status
-from emag_export.cli.options import bundle_argument, engine_options, opener_of, variant_option
-from emag_export.cli.sampling import amend, read_prompts, request_of, sampling_options
+from emag_export.cli.options import (
+    bundle_argument,
+    cli_command,
+    engine_config,
+    engine_options,
+    group,
+    json_option,
+    variant_option,
+)
+from emag_export.cli.sampling import RENAMED, keywords_of, read_prompts, request_of, sampling_options
 from emag_export.contract import Variant
+from emag_export.engines.config import EngineConfig
 from emag_export.errors import BundleError, InputError
 from emag_export.runtime.request import GenerationRequest, plan_request
 
 __all__ = ["command", "generate_all"]
 
 
-@click.command("generate")
+@cli_command("generate", renamed=RENAMED)
 @bundle_argument
-@click.option("--prompt", "prompts", multiple=True, help="What to draw; repeatable.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="One prompt per line.")
-@click.option("--negative-prompt", help="What to stay away from.")
-@click.option(
-    "--seed", type=int, help="Of the first picture of each prompt; the next ones count up. Default 0."
+@group(
+    "Picture",
+    option("--prompt", "prompts", multiple=True, help="What to draw; repeatable."),
+    option("--prompt-file", type=click.Path(path_type=Path), help="One prompt per line."),
+    option("--negative-prompt", help="What to stay away from."),
+    option(
+        "--seed", type=int, help="Of the first picture of each prompt; the next ones count up. Default 0."
+    ),
+    option("--images", type=click.IntRange(1), default=1, show_default=True, help="Pictures per prompt."),
+    option(
+        "--like",
+        type=click.Path(path_type=Path),
+        help="Take all parameters from this PNG; options change them.",
+    ),
+    variant_option("Refuse a bundle of another variant."),
 )
-@click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="Pictures per prompt.")
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Pictures per engine call."
-)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="PNG file, or folder for several."
-)
-@click.option(
-    "--previews",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Every N steps, write what is seen so far into the folder previews/ beside the picture.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace pictures that were made from other parameters.")
-@click.option(
-    "--like", type=click.Path(path_type=Path), help="Take all parameters from this PNG; options change them."
-)
-@variant_option("Refuse a bundle of another variant.")
 @sampling_options
-@engine_options
-@click.option("--json", "as_json", is_flag=True, help="Print a record per picture for scripts.")
+@engine_options()
+@group(
+    "Output",
+    option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="PNG file, or folder for several.",
+    ),
+    option(
+        "--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Pictures per engine call."
+    ),
+    option(
+        "--previews",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Every N steps, write what is seen so far into the folder previews/ beside the picture.",
+    ),
+    option("--overwrite", is_flag=True, help="Replace pictures that were made from other parameters."),
+    json_option("Print a record per picture, for scripts."),
+)
 def command(bundle: Path, output: Path, like: Path | None, variant: Variant | None, **options: Any) -> None:
     """Make pictures from prompts with a bundle.
 
@@ -62,7 +84,14 @@ def command(bundle: Path, output: Path, like: Path | None, variant: Variant | No
     if todo:
         with status.status("loading engines …"):
             quiet_libraries()
-        generate_all(opened, [requests[i] for i in todo], [paths[i] for i in todo], options)
+        generate_all(
+            opened,
+            [requests[i] for i in todo],
+            [paths[i] for i in todo],
+            engine_config(options),
+            batch_size=options["batch_size"],
+            previews=options["previews"],
+        )
     if options["as_json"]:
         print_json([{"path": str(p), **asdict(r)} for p, r in zip(paths, requests, strict=True)])
         return
@@ -73,6 +102,7 @@ def command(bundle: Path, output: Path, like: Path | None, variant: Variant | No
 def _requests(
     bundle: Bundle, like: Path | None, variant: Variant | None, options: dict[str, Any]
 ) -> list[GenerationRequest]:
+    from emag_export.runtime.keywords import amended
     from emag_export.runtime.pictures.metadata import read_picture_record
 
     bundle.require_variant(variant)
@@ -88,7 +118,7 @@ def _requests(
                 style="yellow",
                 markup=False,
             )
-        base = amend(record.request, options)
+        base = amended(record.request, keywords_of(options))
         given = options["prompts"] or options["prompt_file"]
         prompts = read_prompts(options["prompts"], options["prompt_file"]) if given else [base.prompt]
         bases = [replace(base, prompt=prompt) for prompt in prompts]
@@ -98,7 +128,7 @@ def _requests(
 def _targets(output: Path, requests: Sequence[GenerationRequest]) -> list[Path]:
     if output.suffix.lower() == ".png":
         if len(requests) > 1:
-            raise InputError(f"{len(requests)} pictures do not fit into {output}; give a folder with -o")
+            raise InputError(f"{len(requests)} pictures do not fit into {output}; give a folder as `output`")
         return [output]
     if output.is_file():
         raise InputError(f"{output} is a file and no .png; give a folder, or a name that ends in .png")
@@ -122,12 +152,12 @@ def _unfinished(
     folder = output if output.suffix.lower() != ".png" else output.parent
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{existing} cannot be written to; give another place with -o")
+        raise InputError(f"{existing} cannot be written to; give another place as `output`")
     if output.is_dir() and not overwrite:
         expected = {*paths, output / PREVIEWS}
         if foreign := [path for path in sorted(output.iterdir()) if path not in expected]:
             raise InputError(
-                f"{output} is not empty ({foreign[0].name}); give another folder, or add --overwrite"
+                f"{output} is not empty ({foreign[0].name}); give another folder, or add `overwrite`"
             )
     todo = []
     for index, (path, request) in enumerate(zip(paths, requests, strict=True)):
@@ -142,14 +172,20 @@ def _unfinished(
         if not same:
             if not overwrite:
                 raise InputError(
-                    f"{path} exists and was made otherwise; choose another name, or add --overwrite"
+                    f"{path} exists and was made otherwise; choose another name, or add `overwrite`"
                 )
             todo.append(index)
     return todo
 
 
 def generate_all(
-    bundle: Bundle, requests: Sequence[GenerationRequest], paths: Sequence[Path], options: dict[str, Any]
+    bundle: Bundle,
+    requests: Sequence[GenerationRequest],
+    paths: Sequence[Path],
+    engine: EngineConfig,
+    *,
+    batch_size: int,
+    previews: int | None = None,
 ) -> None:
     """Make pictures batch by batch, saving each batch as soon as it is done.
 
@@ -157,21 +193,23 @@ def generate_all(
         bundle: To run.
         requests: May differ in prompt, negative prompt and seed only.
         paths: One PNG per request.
-        options: ``backend``, ``device``, ``threads``, ``batch_size``; ``previews`` where wanted.
+        engine: How components are opened.
+        batch_size: Pictures per engine call.
+        previews: Write previews after every so many steps.
     """
-    from emag_export.runtime.pictures.metadata import save_picture
+    from emag_export.engines.registry import open_backend
+    from emag_export.runtime.pictures.metadata import make_picture, save_picture
     from emag_export.runtime.pictures.preview import preview_saver
     from emag_export.runtime.pipeline import Pipeline
 
-    size = options["batch_size"]
-    save_previews = preview_saver(bundle, options.get("previews"))
-    batches = range(0, len(requests), size)
+    save_previews = preview_saver(bundle, previews)
+    batches = range(0, len(requests), batch_size)
     with (
-        Pipeline(bundle, opener_of(bundle, options)) as pipeline,
+        Pipeline(bundle, open_backend(engine, bundle)) as pipeline,
         progress_bar("generating", len(batches) * requests[0].steps) as progress,
     ):
         for start in batches:
-            prepared = pipeline.prepare(requests[start : start + size])
+            prepared = pipeline.prepare(requests[start : start + batch_size])
             for request, cut in zip(prepared.requests, prepared.cut, strict=True):
                 if cut:
                     status.print(
@@ -181,9 +219,9 @@ def generate_all(
                     )
             latents = prepared.latents
             for step in pipeline.denoise(prepared):
-                save_previews(latents, step, paths[start : start + size])
+                save_previews(step, paths[start : start + batch_size])
                 latents = step.latents
                 progress.advance(progress.task_ids[0])
             pictures = pipeline.decode(latents)
-            for picture, request, path in zip(pictures, prepared.requests, paths[start:], strict=False):
-                save_picture(picture, path, bundle=bundle, request=request, engine=pipeline.denoiser.name)
+            for pixels, request, path in zip(pictures, prepared.requests, paths[start:], strict=False):
+                save_picture(make_picture(pixels, bundle, request, pipeline.denoiser.name), path)

@@ -4,15 +4,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
+from cloup import option
 
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, status, table
-from emag_export.cli.options import bundle_argument
+from emag_export.cli.options import bundle_argument, cli_command, group, json_option
 from emag_export.contract import GraphSpec
 from emag_export.errors import BundleError
 from emag_export.footprint import FORMULA, Footprint, footprint
 from emag_export.shared_encoders import components_of, home_of
+from emag_export.sizes import side_pixels
 
 __all__ = ["command"]
 
@@ -20,10 +21,13 @@ _IMAGES = (1, 4)
 """Drawn at a time, for which memory is shown."""
 
 
-@click.command("inspect")
+@cli_command("inspect")
 @bundle_argument
-@click.option("--engine", "engines", is_flag=True, help="Show its TensorRT engines instead.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@group(
+    "Output",
+    option("--engine", "engines", is_flag=True, help="Show its TensorRT engines instead."),
+    json_option(),
+)
 def command(bundle: Path, engines: bool, as_json: bool) -> None:
     """Show what a bundle holds: contract, sizes, memory, provenance; and check every file's SHA-256.
 
@@ -57,7 +61,8 @@ def command(bundle: Path, engines: bool, as_json: bool) -> None:
 def _print(bundle: Bundle) -> None:
     contract, source = bundle.contract, bundle.provenance
     out.print(
-        f"[bold]{contract.variant}[/] of {source.model}, {contract.precision}, contract {contract.version}"
+        f"[bold]{contract.variant}[/] of {source.model} ({bundle.family.title}), {contract.precision}, "
+        f"contract {contract.version}"
     )
     out.print(
         f"blocks {', '.join(map(str, contract.blocks))} of {contract.num_blocks}; "
@@ -96,9 +101,9 @@ def _tensors(spec: GraphSpec) -> object:
 
 def _footprints(bundle: Bundle) -> list[Footprint]:
     """At the bundle's own size and at about half of it, which must be whole tokens."""
-    cell = bundle.contract.patch_size * bundle.vae_factor
+    cells = side_pixels(bundle.contract, bundle.geometry)
     sides = (bundle.defaults.height, bundle.defaults.width)
-    halves = tuple(max(cell, side // 2 // cell * cell) for side in sides)
+    halves = tuple(max(cell, side // 2 // cell * cell) for cell, side in zip(cells, sides, strict=True))
     return [
         footprint(bundle, images=images, height=height, width=width)
         for height, width in (sides, halves)

@@ -6,8 +6,9 @@ from typing import Any
 
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.cli.console import out, print_json, status, table
-from emag_export.engines.tensorrt.build import rebuild_command
-from emag_export.engines.tensorrt.flavour import flavour_of
+from emag_export.cli.words import sentence
+from emag_export.engines.tensorrt.build import compile_call
+from emag_export.engines.tensorrt.flavour import FLAVOURS, flavour_of
 from emag_export.engines.tensorrt.inspector import EngineLayers, read_layers
 from emag_export.engines.tensorrt.open import open_tensorrt
 from emag_export.engines.tensorrt.store import EngineFolder, EngineHeader, PlanRecord, engine_folders
@@ -24,14 +25,15 @@ def inspect_engines(bundle: Bundle, *, as_json: bool) -> None:
     """
     folders = engine_folders(bundle)
     if not folders:
-        command = rebuild_command(bundle, "tensorrt-rtx", ("sm89",))
-        raise EngineError(f"{bundle.path} has no engines; build some: {command}")
+        call = compile_call(bundle, "tensorrt-rtx", ("sm89",))
+        raise EngineError(f"{bundle.path} has no engines; compile some", remedy=call)
     reports, failure = [], None
     for path in folders:
-        folder = EngineFolder(path, "")
-        found = folder.read()
+        # Its record may be unreadable, and the name of a GPU behind the version has hyphens as well.
+        named = [backend for backend in FLAVOURS if path.name.startswith(f"{backend}-")]
+        found = EngineFolder(path, compile_call(bundle, max(named, key=len, default=path.name))).read()
         header, records = found.header, found.plans
-        folder = EngineFolder(path, rebuild_command(bundle, header.backend, header.targets))
+        folder = EngineFolder(path, compile_call(bundle, header.backend, header.targets))
         for component in records:
             try:
                 folder.plan(bundle, component)
@@ -66,9 +68,8 @@ def _report(
 
 
 def _attention_blocks(bundle: Bundle) -> int:
-    """Attentions of one denoiser call: a joint one per block, and SD3.5's second one where it is."""
-    dual = bundle.config(DENOISER).get("dual_attention_layers") or ()
-    return bundle.contract.num_blocks + len(dual)
+    """Attentions of one denoiser call."""
+    return bundle.family.attentions(bundle.config(DENOISER))
 
 
 def _layers(bundle: Bundle, backend: str) -> tuple[EngineLayers | None, str | None]:
@@ -79,7 +80,7 @@ def _layers(bundle: Bundle, backend: str) -> tuple[EngineLayers | None, str | No
             with engine:
                 return read_layers(engine.describe()), None
     except EmagError as error:
-        return None, str(error)
+        return None, sentence(error)
 
 
 def _print(bundle: Bundle, report: dict[str, Any]) -> None:

@@ -6,13 +6,15 @@ from typing import Any
 
 import click
 
-from emag_export import __version__
+from emag_export.cli.words import sentence
 from emag_export.errors import EmagError
+from emag_export.version import VERSION
 
 __all__ = ["main"]
 
 _COMMANDS = {
     "build": "Export a model into a bundle of ONNX graphs.",
+    "compile": "Compile TensorRT engines of a finished bundle.",
     "generate": "Make pictures from prompts with a bundle.",
     "compare": "Check a bundle step by step against PyTorch.",
     "bench": "Measure speed and memory beside CFG and the released algorithm.",
@@ -33,8 +35,8 @@ First picture:
     --prompt "a large red circle on a blue background"
 """
 
-_EPILOG = """Exit codes: 0 success, 1 comparison above its threshold or unexpected error, 2 bad input,
-3 model, 4 bundle, 5 export, 6 engine, 7 missing package, 130 interrupted.
+_EPILOG = """Exit codes: 0 success, 1 unexpected error, 2 bad input, 3 model, 4 bundle, 5 export, 6 engine,
+7 missing package, 8 comparison above its threshold, 130 interrupted.
 
 \b
 Shell completion, or with zsh_source and fish_source:
@@ -46,7 +48,7 @@ class _Failure(click.ClickException):
     """One of our errors: its sentence on standard error, its own exit code."""
 
     def __init__(self, error: EmagError) -> None:
-        super().__init__(str(error))
+        super().__init__(sentence(error))
         self.exit_code = error.exit_code  # type: ignore[misc]  # declared on the class, read from the instance
 
 
@@ -89,7 +91,7 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup, help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(__version__)
+@click.version_option(VERSION)
 @click.option("-v", "--verbose", count=True, help="Show what libraries log; twice for details.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings.")
 def main(verbose: int, quiet: bool) -> None:

@@ -2,32 +2,34 @@
 
 from dataclasses import asdict
 
-import click
 from rich.markup import escape
 
 from emag_export.cli.console import out, print_json
-from emag_export.models import KNOWN_MODELS
+from emag_export.cli.options import cli_command, group, json_option
+from emag_export.contract import PRECISIONS
+from emag_export.families import KNOWN_MODELS
 
 __all__ = ["command"]
 
 
-@click.command("models")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@cli_command("models")
+@group("Output", json_option())
 def command(as_json: bool) -> None:
     """List the models known by name.
 
-    Any diffusers folder or hub id of the SD3 family works as well.
+    Any other diffusers folder or hub id of a family that is known works as well.
     """
     if as_json:
         print_json({name: asdict(model) for name, model in KNOWN_MODELS.items()})
         return
     for name, model in KNOWN_MODELS.items():
-        layers = model.defaults.emag_layers
+        layers = model.defaults.candidates
         facts = (
             "in this package"
             if model.source.startswith("package:")
             else f"https://huggingface.co/{model.source}",
             "accept its licence there" if model.gated else "Apache-2.0",
+            next(short for short, dtype in PRECISIONS.items() if dtype == model.precision),
             f"EMAG blocks {layers[0]}-{layers[-1]} of {model.blocks}",
         )
         # Wrapped by the terminal, not by us: an address that is cut or broken cannot be copied.

@@ -1,35 +1,72 @@
-"""Options that several commands share. Nothing here imports PyTorch: ``--help`` answers at once."""
+"""Options that several commands share, in groups. Nothing here imports PyTorch, so help comes at once."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import cloup
+from cloup import option
 
-from emag_export.bundle import Bundle
 from emag_export.cli.console import status
 from emag_export.contract import Renorm, Variant
-from emag_export.engines.tensorrt.flavour import FLAVOURS
-from emag_export.errors import InputError
-
-if TYPE_CHECKING:
-    from emag_export.runtime.pipeline import EngineOpener
+from emag_export.engines.config import EngineConfig
+from emag_export.engines.registry import BACKENDS
 
 __all__ = [
-    "BACKENDS",
     "Blocks",
+    "Command",
     "bundle_argument",
+    "cli_command",
+    "engine_config",
     "engine_options",
-    "opener_of",
+    "group",
+    "json_option",
     "renorm_option",
+    "source_option",
     "variant_option",
 ]
 
-Command = Callable[..., Any]
+Decorated = Callable[..., Any]
+Decorator = Callable[[Decorated], Decorated]
 
-BACKENDS = ("onnxruntime", *FLAVOURS, "torch", "torch-compile")
-"""Everything that runs a denoiser; the last two need the source model."""
+
+class Command(cloup.Command):
+    """A command whose options had other names once: those keep working for one version, with a hint.
+
+    Args:
+        renamed: Old spelling to new one.
+    """
+
+    def __init__(self, *args: Any, renamed: Mapping[str, str] | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._renamed = dict(renamed or {})
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Exchange old spellings before anything else looks at them."""
+        return super().parse_args(ctx, [self._now(word) for word in args])
+
+    def _now(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        if name not in self._renamed:
+            return word
+        new = self._renamed[name]
+        status.print(
+            f"{name} is now {new}; the old name goes with the next version", style="yellow", markup=False
+        )
+        return f"{new}{equals}{value}"
+
+
+def cli_command(name: str, *, renamed: Mapping[str, str] | None = None) -> Callable[[Decorated], Command]:
+    """Make a command of a function; see :class:`Command`."""
+    made: Any = cloup.command(name, cls=Command, renamed=renamed, align_option_groups=False)
+    return made  # type: ignore[no-any-return]
+
+
+def group(title: str, *options: Any) -> Decorator:
+    """Options that stand together in ``--help``."""
+    decorated: Decorator = cloup.option_group(title, *options)
+    return decorated
 
 
 class Blocks(click.ParamType[tuple[int, ...]]):
@@ -55,14 +92,19 @@ class Blocks(click.ParamType[tuple[int, ...]]):
         return tuple(sorted(blocks))
 
 
-def bundle_argument(command: Command) -> Command:
+def bundle_argument(function: Decorated) -> Decorated:
     """BUNDLE, the folder ``build`` wrote."""
-    return click.argument("bundle", type=click.Path(path_type=Path))(command)
+    return click.argument("bundle", type=click.Path(path_type=Path))(function)
 
 
-def variant_option(help_text: str, default: str | None = None) -> Callable[[Command], Command]:
+def json_option(help_text: str = "Print JSON, for scripts.") -> Any:
+    """``--json``."""
+    return option("--json", "as_json", is_flag=True, help=help_text)
+
+
+def variant_option(help_text: str, default: str | None = None) -> Any:
     """``--variant``, as an enumeration member."""
-    return click.option(
+    return option(
         "--variant",
         type=click.Choice([str(variant) for variant in Variant]),
         callback=lambda ctx, param, value: None if value is None else Variant(value),
@@ -72,85 +114,82 @@ def variant_option(help_text: str, default: str | None = None) -> Callable[[Comm
     )
 
 
-def renorm_option(command: Command) -> Command:
+def renorm_option() -> Any:
     """``--renorm``, as an enumeration member."""
-    return click.option(
+    return option(
         "--renorm",
         type=click.Choice([str(renorm) for renorm in Renorm]),
         callback=lambda ctx, param, value: Renorm(value),
         default=str(Renorm.ROW),
         show_default=True,
         help="How partly replaced rows (emag-i, emag-t) are brought back to sum one.",
-    )(command)
-
-
-def engine_options(command: Command) -> Command:
-    """Backend, device, threads."""
-    for option in reversed(
-        [
-            click.option(
-                "--backend",
-                type=click.Choice(BACKENDS),
-                default="onnxruntime",
-                show_default=True,
-                help="TensorRT needs engines in the bundle (build --backend), torch and torch-compile the "
-                "source model; torch-compile compiles in the first step of each kind, which takes long.",
-            ),
-            click.option("--device", default="", help="cpu or cuda; default: cpu, for TensorRT cuda."),
-            click.option("--provider", help="Execution provider of onnxruntime on a GPU; default: CUDA's."),
-            click.option(
-                "--cuda-graphs/--no-cuda-graphs",
-                default=True,
-                show_default=True,
-                help="Capture calls and replay them, on a GPU.",
-            ),
-            click.option(
-                "--weight-budget",
-                type=click.IntRange(0),
-                metavar="MIB",
-                help="Weights that each TensorRT engine keeps on the GPU, if built with --weight-streaming.",
-            ),
-            click.option(
-                "--threads", type=click.IntRange(0), default=0, help="CPU threads; 0 lets it choose."
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def opener_of(bundle: Bundle, options: Mapping[str, Any]) -> "EngineOpener":
-    """How the components of a bundle are opened, from :func:`engine_options`.
-
-    Raises:
-        InputError: If an option does not fit the backend.
-    """
-    budget = options["weight_budget"]
-    if budget is not None and options["backend"] not in FLAVOURS:
-        raise InputError(
-            f"--weight-budget is for TensorRT, {options['backend']} keeps all weights; leave it out, or "
-            f"choose --backend {' or '.join(FLAVOURS)}"
-        )
-    if options["backend"] in ("torch", "torch-compile"):
-        return _open_source(bundle, options)
-    from emag_export.engines.registry import open_backend
-
-    names = ("device", "threads", "provider", "cuda_graphs")
-    return open_backend(
-        options["backend"],
-        **{name: options[name] for name in names},
-        weight_budget=None if budget is None else budget << 20,
     )
 
 
-def _open_source(bundle: Bundle, options: Mapping[str, Any]) -> "EngineOpener":
-    """PyTorch on the source model, the denoiser compiled where asked for."""
-    from emag_export.exporter.eager import open_eager, source_of
+def source_option() -> Any:
+    """``--source``."""
+    return option("--source", help="Where the source model is now, if it has moved; for PyTorch.")
 
-    source, device = source_of(bundle, options.get("model")), options["device"] or "cpu"
-    if options["backend"] == "torch":
-        return open_eager(source, device)
-    from emag_export.engines.compiled import CompiledEngine
 
-    status.print("torch.compile: the first step of each kind compiles and takes long", style="dim")
-    return open_eager(source, device, partial(CompiledEngine, cuda_graphs=options["cuda_graphs"]))
+def engine_options(*, several: bool = False) -> Decorator:
+    """How a bundle is run: the fields of :class:`~emag_export.engines.config.EngineConfig`.
+
+    Args:
+        several: ``--backend`` may be given more than once.
+    """
+    names = click.Choice(list(BACKENDS))
+    rows = "; ".join(f"{name}: {row.summary}" for name, row in BACKENDS.items() if row.needs_source)
+    if several:
+        backend = option(
+            "--backend",
+            "backends",
+            type=names,
+            multiple=True,
+            default=(EngineConfig.backend,),
+            show_default=True,
+            help="Repeatable: they are measured side by side.",
+        )
+    else:
+        backend = option(
+            "--backend",
+            type=names,
+            default=EngineConfig.backend,
+            show_default=True,
+            help=f"TensorRT needs compiled engines; {rows}.",
+        )
+    return group(
+        "Engine",
+        backend,
+        option("--device", default="", help="cpu, cuda or cuda:1; default: the backend's first."),
+        option("--provider", help="Execution provider of onnxruntime on a GPU; default: CUDA's."),
+        option(
+            "--cuda-graphs/--no-cuda-graphs",
+            default=EngineConfig.cuda_graphs,
+            show_default=True,
+            help="Capture calls and replay them, on a GPU.",
+        ),
+        option(
+            "--weight-budget",
+            type=click.IntRange(0),
+            metavar="MIB",
+            help="Weights that each TensorRT engine keeps on the GPU, if compiled with --weight-streaming.",
+        ),
+        option(
+            "--threads", type=click.IntRange(0), default=EngineConfig.threads, help="CPU threads; 0: all."
+        ),
+        source_option(),
+    )
+
+
+def engine_config(options: Mapping[str, Any], backend: str | None = None) -> EngineConfig:
+    """The configuration that :func:`engine_options` were given.
+
+    Args:
+        options: Of the command.
+        backend: One of several.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+    names: Sequence[str] = ("device", "threads", "provider", "cuda_graphs", "weight_budget", "source")
+    return EngineConfig(backend=backend or options["backend"], **{name: options[name] for name in names})

@@ -3,21 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-import click
-
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, table
-from emag_export.cli.options import bundle_argument
-from emag_export.cli.sampling import request_of, sampling_options
+from emag_export.cli.options import bundle_argument, cli_command, group, json_option
+from emag_export.cli.sampling import RENAMED, request_of, sampling_options
 from emag_export.runtime.request import plan_request
 
 __all__ = ["command"]
 
 
-@click.command("plan")
+@cli_command("plan", renamed=RENAMED)
 @bundle_argument
 @sampling_options
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@group("Output", json_option())
 def command(bundle: Path, as_json: bool, **options: Any) -> None:
     """Show phases and cost of a run, without running it.
 

@@ -1,44 +1,80 @@
 """Options about sampling, and how they become a request."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from cloup import option
 
 from emag_export.bundle import Bundle
-from emag_export.cli.options import Blocks
+from emag_export.cli.options import Blocks, group
 from emag_export.errors import InputError
-from emag_export.runtime.guidance.rules import GUIDANCES
+from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
+from emag_export.runtime.keywords import SAMPLING_KEYWORDS, SamplingKeywords, amended
 from emag_export.runtime.request import GenerationRequest, default_request
+from emag_export.runtime.sampling.plan import EmagWindows
 
-__all__ = ["amend", "read_prompts", "request_of", "sampling_options"]
+__all__ = ["RENAMED", "keywords_of", "read_prompts", "request_of", "sampling_options"]
 
-Command = Callable[..., Any]
+Decorated = Callable[..., Any]
+
+RENAMED = {
+    "--beta": "--emag-beta",
+    "--start": "--emag-start",
+    "--delta": "--emag-delta",
+    "--stop": "--emag-stop",
+    "--strength": "--emag-strength",
+    "--blocks": "--emag-blocks",
+}
+"""Old spelling to new one."""
+
+_DEFAULTS = EmagWindows()
 
 
-def sampling_options(command: Command) -> Command:
+def sampling_options(function: Decorated) -> Decorated:
     """Everything about sampling; what is not given comes from the bundle's defaults."""
-    options = [
-        click.option("--guidance", type=click.Choice(list(GUIDANCES)), help="Default: emag."),
-        click.option("--guidance-scale", type=float, help="w of CFG or APG."),
-        click.option("--emag-scale", type=float, help="s of EMAG; 1 is no EMAG."),
-        click.option("--steps", type=int, help="Denoising steps."),
-        click.option("--height", type=int, help="Pixels."),
-        click.option("--width", type=int, help="Pixels."),
-        click.option("--beta", type=float, help="Decay of the moving average, 0.988."),
-        click.option("--start", type=int, help="Averaging begins, in 250ths before the end: 250."),
-        click.option("--delta", type=int, help="Perturbation begins this much later: 50."),
-        click.option("--stop", type=int, help="Both end: 50."),
-        click.option("--strength", type=float, help="lambda, how much of the average is used: 1."),
-        click.option(
-            "--blocks", type=Blocks(), help="Perturb these blocks in every step instead of choosing one."
+    function = group(
+        "EMAG",
+        option("--emag-scale", type=float, help="s of EMAG; 1 is no EMAG. Default: the bundle's."),
+        option(
+            "--emag-start",
+            type=int,
+            help=f"Averaging begins, in 250ths of the run before its end. Default {_DEFAULTS.start}.",
         ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+        option(
+            "--emag-delta", type=int, help=f"Perturbation begins this much later. Default {_DEFAULTS.delta}."
+        ),
+        option("--emag-stop", type=int, help=f"Both end. Default {_DEFAULTS.stop}."),
+        option(
+            "--emag-beta", type=float, help=f"Decay of the moving average per step. Default {_DEFAULTS.beta}."
+        ),
+        option(
+            "--emag-strength",
+            type=float,
+            help=f"lambda, how much of the average is used. Default {_DEFAULTS.strength:g}.",
+        ),
+        option(
+            "--emag-blocks",
+            type=Blocks(),
+            help="Perturb these candidates in every step instead of choosing one.",
+        ),
+    )(function)
+    return group(
+        "Sampling",
+        option("--guidance", type=click.Choice(list(GUIDANCES)), help=f"Default: {Guidance.name}."),
+        option("--guidance-scale", type=float, help="w of CFG or APG. Default: the bundle's."),
+        option("--steps", type=int, help="Denoising steps. Default: the bundle's."),
+        option("--height", type=int, help="Pixels. Default: the bundle's."),
+        option("--width", type=int, help="Pixels. Default: the bundle's."),
+    )(function)
+
+
+def keywords_of(options: Mapping[str, Any]) -> SamplingKeywords:
+    """The sampling keywords among a command's options."""
+    given: Any = {name: options[name] for name in SAMPLING_KEYWORDS if name in options}
+    words: SamplingKeywords = given
+    return words
 
 
 def request_of(bundle: Bundle, prompt: str, options: Mapping[str, Any]) -> GenerationRequest:
@@ -52,35 +88,7 @@ def request_of(bundle: Bundle, prompt: str, options: Mapping[str, Any]) -> Gener
     Raises:
         InputError: If a value is out of range.
     """
-    return amend(default_request(bundle, prompt), options)
-
-
-def amend(request: GenerationRequest, options: Mapping[str, Any]) -> GenerationRequest:
-    """A request changed by the options that were given; None is not given."""
-
-    def given(**names: str) -> dict[str, Any]:
-        return {field: options[name] for field, name in names.items() if options.get(name) is not None}
-
-    guidance = replace(
-        request.guidance, **given(name="guidance", scale="guidance_scale", emag_scale="emag_scale")
-    )
-    guidance = replace(guidance, apg=replace(guidance.apg, **given(scale="guidance_scale")))
-    windows = replace(
-        request.windows, **given(beta="beta", start="start", delta="delta", stop="stop", strength="strength")
-    )
-    return replace(
-        request,
-        guidance=guidance,
-        windows=windows,
-        **given(
-            steps="steps",
-            height="height",
-            width="width",
-            seed="seed",
-            negative_prompt="negative_prompt",
-            fixed_blocks="blocks",
-        ),
-    )
+    return amended(default_request(bundle, prompt), keywords_of(options))
 
 
 def read_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str]:
@@ -100,5 +108,5 @@ def read_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str
             raise InputError(f"{prompt_file} holds no prompt; write one per line")
         lines += found
     if not lines:
-        raise InputError('there is nothing to draw; give --prompt "..." or --prompt-file FILE')
+        raise InputError("there is nothing to draw; give `prompt` or `prompt_file`")
     return lines

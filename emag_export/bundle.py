@@ -6,28 +6,31 @@ provenance and the SHA-256 of every file; a file that does not match is refused,
 """
 
 import json
-import shlex
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from emag_export.contract import DenoiserContract, GraphSpec, Variant, member
-from emag_export.errors import BundleError, InputError
+from emag_export.errors import BundleError, Call, InputError
+from emag_export.families import KNOWN_MODELS, family_of
+from emag_export.families.family import Family, load
 from emag_export.hashing import hash_file
 from emag_export.manifest import EncodersRecord, FileRecord, Manifest, PreviewFactors, Provenance
 from emag_export.models import SamplingDefaults
-from emag_export.records import read_record
+from emag_export.options import BuildOptions, Lora, given
+from emag_export.records import Upgrade, read_record
+from emag_export.sizes import Geometry
 
 __all__ = [
-    "COMPONENTS",
     "DENOISER",
     "GRAPH_FILE",
     "MANIFEST",
-    "TOKENIZERS",
     "Bundle",
     "engine_graph_file",
     "file_records",
@@ -36,20 +39,9 @@ __all__ = [
 MANIFEST = "bundle.json"
 GRAPH_FILE = "model.onnx"
 DENOISER = "transformer"
-COMPONENTS: Mapping[str, str] = MappingProxyType(
-    {
-        DENOISER: "transformer",
-        "text_encoder": "text_encoder",
-        "text_encoder_2": "text_encoder_2",
-        "text_encoder_3": "text_encoder_3",
-        "vae_decoder": "vae",
-    }
+_UPGRADES: Mapping[int, Upgrade] = MappingProxyType(
+    {1: lambda data: load("emag_export.families.sd3.version1:upgrade")(data)}
 )
-"""Folder in a bundle to folder in diffusers' pipeline, the denoiser first."""
-TOKENIZERS: Mapping[str, str] = MappingProxyType(
-    {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
-)
-"""Text encoder to the folder of the tokenizer that feeds it."""
 ENGINES = "engines"
 """Folder of compiled plans; they carry their own hashes and are not part of the bundle's."""
 _HASHED_BESIDE = 1 << 26
@@ -86,14 +78,15 @@ class Bundle:
         manifest = self.path / MANIFEST
         if not manifest.is_file():
             raise BundleError(
-                f"{self.path} is not a bundle: it has no {MANIFEST}; "
-                f"make one with: emag-export build --model tiny-sd3 -o {self.path}"
+                f"{self.path} is not a bundle: it has no {MANIFEST}; make one",
+                remedy=Call(verb="build", arguments={"model": next(iter(KNOWN_MODELS)), "output": self.path}),
             )
         self.manifest = read_record(
             Manifest,
             manifest.read_bytes(),
             name=str(manifest),
-            remedy="rebuild the bundle with --overwrite",
+            remedy="rebuild the bundle with `overwrite`",
+            upgrades=_UPGRADES,
         )
 
     @property
@@ -112,9 +105,46 @@ class Bundle:
         return self.manifest.source
 
     @property
-    def arguments(self) -> list[str]:
-        """Words of ``emag-export build`` that build this bundle again, all but ``-o`` and engine options."""
-        return list(self.manifest.arguments)
+    def family(self) -> Family:
+        """What its model is one of."""
+        return family_of(self.contract)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Pixels per latent, and how long a text is."""
+        return self.manifest.geometry
+
+    @property
+    def options(self) -> BuildOptions:
+        """The options that build this bundle again, all spelt out."""
+        contract, source, shared = self.contract, self.provenance, self.encoders
+        own = tuple(self.manifest.graphs)
+        left_out = () if shared is None else (n for n in self.family.optional if n not in shared.components)
+        return BuildOptions(
+            variant=contract.variant,
+            renorm=contract.renorm,
+            emag_candidates=contract.blocks,
+            precision=contract.precision,
+            state_precision=contract.state_dtype,
+            revision=source.revision,
+            weights_seed=source.seed,
+            components=None if shared is not None or set(own) == set(self.family.folders) else own,
+            without=tuple(left_out),
+            encoders=None if shared is None else Path(os.path.relpath(self.path / shared.path)),
+            loras=tuple(Lora(path=Path(lora.name), scale=lora.scale) for lora in source.loras),
+            max_sequence_length=self.defaults.max_sequence_length,
+        )
+
+    def rebuild(self, path: Path | None = None, **changed: Any) -> Call:
+        """The call that builds this bundle again.
+
+        Args:
+            path: Where to; None replaces it.
+            changed: Options that shall differ.
+        """
+        options = replace(self.options, **changed)
+        where = {"output": self.path, "overwrite": True} if path is None else {"output": path}
+        return Call(verb="build", arguments={"model": self.provenance.model, **where, **given(options)})
 
     @property
     def defaults(self) -> SamplingDefaults:
@@ -134,7 +164,7 @@ class Bundle:
     @property
     def components(self) -> list[str]:
         """Folders that hold a graph, the denoiser first."""
-        return [name for name in COMPONENTS if name in self.manifest.graphs]
+        return [name for name in self.family.folders if name in self.manifest.graphs]
 
     @property
     def files(self) -> Mapping[str, FileRecord]:
@@ -173,7 +203,7 @@ class Bundle:
         if component not in self.components:
             raise BundleError(
                 f"{self.path} has no {component}, only {', '.join(self.components)}; the source model has "
-                "none, or --components left it out"
+                "none, or `components` left it out"
             )
         return self.path / component / GRAPH_FILE
 
@@ -223,12 +253,12 @@ class Bundle:
     def _check_size(self, relative: str) -> None:
         path, wanted = self.path / relative, self.files[relative].bytes
         if not path.is_file():
-            raise BundleError(f"{path} is missing; rebuild the bundle with --overwrite")
+            raise BundleError(f"{path} is missing; rebuild the bundle with `overwrite`")
         size = path.stat().st_size
         if size != wanted:
             raise BundleError(
                 f"{path} has {size} bytes, {wanted} were written; "
-                "it is truncated or was replaced: rebuild the bundle with --overwrite"
+                "it is truncated or was replaced: rebuild the bundle with `overwrite`"
             )
 
     def _check_hash(self, relative: str) -> None:
@@ -236,18 +266,8 @@ class Bundle:
         if hash_file(path) != self.files[relative].sha256:
             raise BundleError(
                 f"{path} does not match its SHA-256; it is corrupted or was edited: "
-                "rebuild the bundle with --overwrite"
+                "rebuild the bundle with `overwrite`"
             )
-
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent along a side."""
-        return self.manifest.geometry.vae_factor
-
-    @property
-    def clip_tokens(self) -> int:
-        """Tokens that the CLIP encoders make of every prompt."""
-        return self.manifest.geometry.clip_tokens
 
     def require_variant(self, variant: Variant | str | None) -> None:
         """Refuse if the caller asked for another variant than the graph holds.
@@ -256,13 +276,13 @@ class Bundle:
             variant: A member or its value; None is content with any.
 
         Raises:
-            InputError: With the command that builds the wanted variant; or if there is no such variant.
+            InputError: With the call that builds the wanted variant; or if there is no such variant.
         """
-        if variant is not None and member(Variant, variant, "variant") != self.contract.variant:
-            words = self.arguments
-            words[words.index("--variant") + 1] = str(variant)
-            command = ["emag-export", "build", *words, "-o", f"{self.path}-{variant}"]
+        if variant is None:
+            return
+        wanted = member(Variant, variant, "variant")
+        if wanted != self.contract.variant:
             raise InputError(
-                f"{self.path} holds the variant {self.contract.variant}, {variant} was asked for; "
-                f"build it with: {shlex.join(command)}"
+                f"{self.path} holds the variant {self.contract.variant}, {wanted} was asked for; build it",
+                remedy=self.rebuild(Path(f"{self.path}-{wanted}"), variant=wanted),
             )

@@ -5,39 +5,47 @@ Dynamic axes, example inputs, checks on what is fed, optimisation profiles and t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from types import MappingProxyType
 from typing import TypeVar
 
 from emag_export.errors import BundleError, ContractError, InputError
-from emag_export.shapes import Dim, Sizes, evaluate, solve, symbols
+from emag_export.shapes import Dim, Sizes, evaluate, product, solve, symbols, without
 
 __all__ = [
     "CONTRACT_VERSION",
     "DTYPE_BYTES",
+    "KINDS",
     "PRECISIONS",
+    "PREDICTIONS",
     "STATE_PAIRS",
     "STATE_PRECISIONS",
+    "Averaged",
     "DenoiserContract",
     "GraphSpec",
+    "KindFacts",
     "Renorm",
     "TensorSpec",
     "Variant",
     "member",
 ]
 
-CONTRACT_VERSION = 1
-"""Raised whenever a graph of the older kind could no longer be driven correctly."""
+CONTRACT_VERSION = 2
+"""Raised whenever a graph of the older kind could no longer be driven correctly, or is described otherwise.
+Version 1 had one family; :mod:`emag_export.families` reads it as version 2."""
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Name on the command line to dtype of the weights."""
+"""Short name to dtype of the weights."""
 
 STATE_PRECISIONS = {name: PRECISIONS[name] for name in ("fp32", "fp16")}
-"""Name on the command line to dtype of the averages between two steps. Not bfloat16: it rounds to 2^-9 of a
+"""Short name to dtype of the averages between two steps. Not bfloat16: it rounds to 2^-9 of a
 value, and a step moves an average by 0.012 of its distance to X: one below 16 % could move nothing."""
+
+PREDICTIONS = ("velocity", "epsilon")
 
 STATE_PAIRS = {"ema_state": "ema_state_out"}
 """Inputs that a step's output replaces: feed the right one back as the left one."""
@@ -54,6 +62,36 @@ class Variant(StrEnum):
     """The image-to-image block of those rows."""
     EMAG_T = "emag-t"
     """The image-to-text block of those rows."""
+
+
+class Averaged(StrEnum):
+    """What part of an attention a moving average follows."""
+
+    QUERIES = "queries"
+    ROWS = "softmax rows"
+    IMAGE_BLOCK = "image block of the rows"
+    TEXT_BLOCK = "text block of the rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindFacts:
+    """What a kind of hard negative keeps between two steps."""
+
+    averages: Averaged
+    source: str
+    """Paper and section."""
+
+
+KINDS: Mapping[Variant, KindFacts] = MappingProxyType(
+    {
+        Variant.EMAG_Q: KindFacts(averages=Averaged.QUERIES, source="arXiv:2512.17303, section 4"),
+        Variant.EMAG: KindFacts(averages=Averaged.ROWS, source="arXiv:2512.17303, section 4"),
+        Variant.EMAG_I: KindFacts(averages=Averaged.IMAGE_BLOCK, source="arXiv:2512.17303, section 4"),
+        Variant.EMAG_T: KindFacts(averages=Averaged.TEXT_BLOCK, source="arXiv:2512.17303, section 4"),
+    }
+)
+"""Every kind of hard negative. Its arithmetic stands in ``exporter/graph/kinds.py``, and a second time,
+written independently, in ``reference/kinds.py``."""
 
 
 class Renorm(StrEnum):
@@ -150,13 +188,6 @@ class GraphSpec:
         return {spec.name: evaluate(spec.dims, sizes) for spec in self.outputs}
 
 
-_COUNTS = (
-    *("num_blocks", "heads", "head_dim", "in_channels", "out_channels", "patch_size", "max_grid"),
-    *("text_dim", "pooled_dim"),
-)
-"""Fields of a contract that count something there must be."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class DenoiserContract:
     """What the forked denoiser is: its model's dimensions, its variant, its candidate blocks.
@@ -166,19 +197,28 @@ class DenoiserContract:
     ``tracked`` ones have their attention averaged and, where ``layer_mask`` says so, replaced.
     """
 
+    family: str
+    """Of models: a name in :data:`emag_export.families.FAMILIES`."""
     variant: Variant
     blocks: tuple[int, ...]
+    """Candidates, ascending."""
     num_blocks: int
     heads: int
     head_dim: int
-    in_channels: int
+    latents: tuple[Dim, ...]
+    """Behind the rows: ``(16, "2*h", "2*w")``, or fixed, ``(4, 32, 32)``."""
     out_channels: int
-    patch_size: int
-    max_grid: int
-    """Largest number of image tokens along a side that the positional embedding covers."""
-    text_dim: int
-    pooled_dim: int
-    family: str = "sd3"
+    """Of the prediction; more than those of the latents where the model predicts its variance as well."""
+    grid: tuple[Dim, ...]
+    """Image tokens along each side: ``("h", "w")``."""
+    keys: Dim
+    """Keys of the tracked attention, image tokens first: ``"h*w+text"``."""
+    conditioning: tuple[TensorSpec, ...]
+    """What the model takes besides latents and time; rows first."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Named dimension to its largest size, where there is one."""
+    prediction: str = "velocity"
+    """What ``noise_pred`` is: ``velocity``, dx / d sigma, or ``epsilon``."""
     renorm: Renorm = Renorm.ROW
     precision: str = "float32"
     state_dtype: str = "float32"
@@ -187,25 +227,56 @@ class DenoiserContract:
     def __post_init__(self) -> None:
         object.__setattr__(self, "variant", member(Variant, self.variant, "variant"))
         object.__setattr__(self, "renorm", member(Renorm, self.renorm, "renorm"))
-        if not 1 <= self.version <= CONTRACT_VERSION:
+        if self.version != CONTRACT_VERSION:
             raise BundleError(
-                f"contract version is {self.version}, this emag-export reads 1 to {CONTRACT_VERSION}: "
+                f"contract version is {self.version}, this emag-export reads {CONTRACT_VERSION}: "
                 "upgrade emag-export, or rebuild the bundle with this one"
             )
         _require_dtype("precision", self.precision)
         _require_dtype("state_dtype", self.state_dtype)
-        for name in _COUNTS:
+        for name in ("num_blocks", "heads", "head_dim", "out_channels"):
             if getattr(self, name) < 1:
                 raise ContractError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if len(self.latents) < 3 or not isinstance(self.latents[0], int) or self.latents[0] < 1:
+            raise ContractError(
+                f"latents are {list(self.latents)}; wanted are channels, then two or more sides"
+            )
+        if self.out_channels < self.channels:
+            raise ContractError(
+                f"{self.out_channels} channels are predicted of latents that have {self.channels}"
+            )
+        if self.prediction not in PREDICTIONS:
+            raise ContractError(f"prediction is {self.prediction!r}; it must be {' or '.join(PREDICTIONS)}")
+        symbols((*self.latents, *self.grid, self.keys))
         if not self.blocks:
-            raise InputError("no candidate block was given; name at least one, for example --emag-layers 6-8")
+            raise InputError("no candidate block was given; name at least one with `emag_candidates`")
         if list(self.blocks) != sorted(set(self.blocks)):
             raise InputError(f"candidate blocks {list(self.blocks)} must be ascending and without repetition")
         if self.blocks[0] < 0 or self.blocks[-1] >= self.num_blocks:
             raise InputError(
                 f"candidate blocks {list(self.blocks)} lie outside this model, which has blocks 0 to "
-                f"{self.num_blocks - 1}; choose with --emag-layers"
+                f"{self.num_blocks - 1}; choose with `emag_candidates`"
             )
+        if self.kind.averages == Averaged.TEXT_BLOCK and without(self.keys, self.tokens) is None:
+            raise InputError(
+                f"{self.variant} averages attention to text, and this model's attention sees none; "
+                f"choose another `variant`"
+            )
+
+    @property
+    def kind(self) -> KindFacts:
+        """The row of the table of hard negatives."""
+        return KINDS[self.variant]
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        return int(self.latents[0])
+
+    @property
+    def tokens(self) -> Dim:
+        """Number of image tokens."""
+        return product(self.grid)
 
     @property
     def fork(self) -> int:
@@ -215,21 +286,19 @@ class DenoiserContract:
     @property
     def state_dims(self) -> tuple[Dim, ...]:
         """Dimensions of ``ema_state`` behind ``tracked`` and the candidate blocks."""
+        tokens, text = self.tokens, without(self.keys, self.tokens)
         return {
-            Variant.EMAG_Q: (self.heads, "h", "w", self.head_dim),
-            Variant.EMAG: (self.heads, "h*w", "h*w+text"),
-            Variant.EMAG_I: (self.heads, "h*w", "h*w"),
-            Variant.EMAG_T: (self.heads, "h*w", "text"),
-        }[self.variant]
+            Averaged.QUERIES: (self.heads, *self.grid, self.head_dim),
+            Averaged.ROWS: (self.heads, tokens, self.keys),
+            Averaged.IMAGE_BLOCK: (self.heads, tokens, tokens),
+            Averaged.TEXT_BLOCK: (self.heads, tokens, text or 0),
+        }[self.kind.averages]
 
     @cached_property
     def graph(self) -> GraphSpec:
         """Inputs and outputs of the exported graph."""
-        dtype, patch, layers = self.precision, self.patch_size, len(self.blocks)
+        layers, size = len(self.blocks), self.latents[1:]
         state: tuple[Dim, ...] = ("tracked", layers, *self.state_dims)
-
-        def latents(rows: str, channels: int) -> tuple[Dim, ...]:
-            return (rows, channels, f"{patch}*h", f"{patch}*w")
 
         def spec(name: str, dtype: str, *dims: Dim) -> TensorSpec:
             return TensorSpec(name=name, dtype=dtype, dims=dims)
@@ -237,17 +306,16 @@ class DenoiserContract:
         return GraphSpec(
             name="transformer",
             inputs=(
-                spec("hidden_states", dtype, *latents("trunk_rows", self.in_channels)),
+                spec("hidden_states", self.precision, "trunk_rows", *self.latents),
                 spec("timestep", "float32", "trunk_rows"),
-                spec("encoder_hidden_states", dtype, "trunk_rows", "text", self.text_dim),
-                spec("pooled_projections", dtype, "trunk_rows", self.pooled_dim),
+                *self.conditioning,
                 spec("branch_rows", "int64", "rows"),
                 spec("ema_state", self.state_dtype, *state),
                 spec("ema_step", "float32", "tracked"),
                 spec("layer_mask", "float32", "tracked", layers),
             ),
             outputs=(
-                spec("noise_pred", dtype, *latents("rows", self.out_channels)),
+                spec("noise_pred", self.precision, "rows", self.out_channels, *size),
                 spec("ema_state_out", self.state_dtype, *state),
                 spec("layer_delta", "float32", "tracked", layers),
             ),

@@ -1,12 +1,20 @@
 """Every exception this package raises on purpose, in one tree.
 
-The command line maps each class to an exit code (:attr:`EmagError.exit_code`), so a script can tell a
-typing mistake from a corrupted bundle without reading the text. A message says what was got, what was
-wanted and what to do.
+A message says what was got, what was wanted and what to do. Parameters stand in it in backquotes, under the
+names that they have in Python (:attr:`EmagError.parameters`); a call that mends the error is
+:attr:`EmagError.remedy`. The command line shows both in its own words, and maps each class to an exit code
+(:attr:`EmagError.exit_code`), so a script can tell a typing mistake from a corrupted bundle without reading
+the text.
 """
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
 __all__ = [
     "BundleError",
+    "Call",
     "ComparisonFailed",
     "ContractError",
     "EmagError",
@@ -17,21 +25,57 @@ __all__ = [
     "ModelError",
 ]
 
+PARAMETER = re.compile(r"`([a-z][a-z_]*)`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call of this package, as data: ``str()`` writes it in Python."""
+
+    verb: str
+    """``build``, ``compile`` or ``generate``."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{name}={_plain(value)!r}" for name, value in self.arguments.items())
+        return f"emag_export.{self.verb}({words})"
+
+
+def _plain(value: Any) -> Any:
+    """Enumerations and paths as text, records as tuples of their fields."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = tuple(getattr(value, item.name) for item in fields(value))
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value if isinstance(value, (bool, int, float)) else str(value)
+
 
 class EmagError(Exception):
-    """Base of every error raised on purpose; catch it to catch them all."""
+    """Base of every error raised on purpose; catch it to catch them all.
+
+    Args:
+        message: What was got, what was wanted, what to do.
+        remedy: A call that mends it; follows the message.
+    """
 
     exit_code: int = 1
 
+    def __init__(self, message: str, *, remedy: Call | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
 
-class ComparisonFailed(EmagError):  # noqa: N818  an outcome, not a defect
-    """A comparison ran to its end and a figure lies above its threshold."""
+    def __str__(self) -> str:
+        return self.message if self.remedy is None else f"{self.message}: {self.remedy}"
 
-    exit_code = 1
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that the message is about."""
+        return tuple(dict.fromkeys(PARAMETER.findall(self.message)))
 
 
 class InputError(EmagError):
-    """An option, prompt, number or file given by the caller cannot be used."""
+    """A parameter, prompt, number or file given by the caller cannot be used."""
 
     exit_code = 2
 
@@ -68,3 +112,9 @@ class MissingDependencyError(EmagError):
     """An optional package is needed and absent; the message holds the pip command."""
 
     exit_code = 7
+
+
+class ComparisonFailed(EmagError):  # noqa: N818  an outcome, not a defect
+    """A comparison ran to its end and a figure lies above its threshold."""
+
+    exit_code = 8

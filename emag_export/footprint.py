@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emag_export.bundle import DENOISER, Bundle, engine_graph_file
-from emag_export.contract import DTYPE_BYTES, STATE_PAIRS, DenoiserContract, TensorSpec, Variant
-from emag_export.errors import InputError
-from emag_export.shapes import Sizes
+from emag_export.contract import DTYPE_BYTES, STATE_PAIRS, Averaged, DenoiserContract, TensorSpec
+from emag_export.shapes import Sizes, evaluate
+from emag_export.sizes import call_sizes
 
-__all__ = ["FORMULA", "Footprint", "footprint", "guide_sizes"]
+__all__ = ["FORMULA", "Footprint", "footprint"]
 
 FORMULA: Mapping[str, str] = {
     "weights": "files of the denoiser",
@@ -95,7 +95,7 @@ def footprint(
         InputError: If there is no image, or a side is no multiple of a token's.
     """
     contract = bundle.contract
-    sizes = guide_sizes(bundle, images=images, height=height, width=width)
+    sizes = call_sizes(contract, bundle.geometry, images=images, height=height, width=width)
     tensors = (*contract.graph.inputs, *contract.graph.outputs)
     state = _state(contract).nbytes(sizes)
     fused = _OWN_GRAPH in bundle.files if fused is None else fused
@@ -113,40 +113,12 @@ def footprint(
     )
 
 
-def guide_sizes(bundle: Bundle, *, images: int, height: int, width: int) -> Sizes:
-    """Named dimensions of a call in which every image is perturbed: rows ``[u, c]`` fork into ``[u, c, p]``.
-
-    Args:
-        bundle: Gives pixels per token and tokens of a prompt.
-        images: Drawn at a time.
-        height: Pixels.
-        width: Pixels.
-
-    Raises:
-        InputError: If there is no image, or a side is no multiple of a token's.
-    """
-    cell = bundle.contract.patch_size * bundle.vae_factor
-    if images < 1:
-        raise InputError(f"memory of {images} images was asked for; give at least 1")
-    for name, size in (("height", height), ("width", width)):
-        if size < cell or size % cell:
-            raise InputError(f"{name} {size} is no multiple of {cell}; give one")
-    return {
-        "trunk_rows": 2 * images,
-        "rows": 3 * images,
-        "tracked": images,
-        "text": bundle.clip_tokens + bundle.defaults.max_sequence_length,
-        "h": height // cell,
-        "w": width // cell,
-    }
-
-
 def _laid_out(contract: DenoiserContract, sizes: Sizes, *, fused: bool) -> int:
     """Bytes of the block in which one call's tensors lie."""
-    rows, tokens = sizes["rows"], sizes["h"] * sizes["w"]
-    keys = tokens + sizes["text"]
+    rows = sizes["rows"]
+    tokens, keys = evaluate([contract.tokens, contract.keys], sizes)
     scores = 0 if fused else _SCORES * rows * contract.heads * keys**2
-    if contract.variant != Variant.EMAG_Q:
+    if contract.kind.averages != Averaged.QUERIES:
         tile = sizes["tracked"] * -(-contract.heads // _TILES) * tokens * keys
         scores = max(scores, _TILE * tile)  # one after the other
     tokens_of_rows = rows * keys * contract.heads * contract.head_dim

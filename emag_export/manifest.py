@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.errors import BundleError
 from emag_export.models import SamplingDefaults
-from emag_export.records import FORMAT_VERSION
+from emag_export.sizes import Geometry
 
 __all__ = [
     "EncodersRecord",
     "FileRecord",
-    "Geometry",
     "LoraRecord",
     "Manifest",
     "PreviewFactors",
@@ -58,20 +57,6 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry:
-    """Sizes that are no part of the denoiser's contract."""
-
-    vae_factor: int
-    """Pixels per latent along a side."""
-    clip_tokens: int
-    """Tokens that the CLIP encoders make of every prompt."""
-
-    def __post_init__(self) -> None:
-        if self.vae_factor < 1 or self.clip_tokens < 1:
-            raise BundleError(f"geometry is {self}; both numbers must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
 class PreviewFactors:
     """A linear map from latents to colours in 0 … 1, fitted to the source's VAE."""
 
@@ -107,11 +92,9 @@ class EncodersRecord:
 class Manifest:
     """Everything in ``bundle.json``."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = 2
     key: str
     """SHA-256 over all that decides the content."""
-    arguments: tuple[str, ...]
-    """Words of ``emag-export build`` that build this bundle again, all but ``-o`` and engine options."""
     contract: DenoiserContract
     defaults: SamplingDefaults
     """How to sample when nothing else is asked for."""
@@ -128,7 +111,7 @@ class Manifest:
     """By path in the bundle."""
 
     def __post_init__(self) -> None:
-        channels = self.contract.in_channels
+        channels = self.contract.channels
         if self.preview is not None and self.preview.channels != channels:
             raise BundleError(
                 f"preview.factors has {self.preview.channels} triples, the contract says {channels} channels"

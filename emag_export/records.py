@@ -1,12 +1,13 @@
 """Records: frozen dataclasses that lie on the disk as JSON, and are read back strictly or not at all.
 
-Every record has a ``format_version``. Types are checked without conversion, unknown fields are refused, and
-the error names the file, the field and what to do. pydantic does the checking: serving needs it anyway, it
-takes the dataclasses as they are, and it is imported only when a record is read (0.1 s).
+Every record has a ``format_version``, whose default is the version that is written; older ones are read where
+somebody says how they become the next (``upgrades``). Types are checked without conversion, unknown fields
+are refused, and the error names the file, the field and what to do. pydantic does the checking: serving needs
+it anyway, it takes the dataclasses as they are, and it is imported only when a record is read (0.1 s).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,10 +17,13 @@ from emag_export.errors import BundleError, EmagError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["FORMAT_VERSION", "dump_record", "parse_record", "read_record"]
+__all__ = ["FORMAT_VERSION", "Upgrade", "dump_record", "parse_record", "read_record"]
 
 FORMAT_VERSION = 1
-"""Raised when a file of the older format can no longer be read."""
+"""Of every record that does not say otherwise."""
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+"""A record of one version as plain data, to the same of the next version."""
 
 Record = TypeVar("Record")
 """A frozen dataclass of plain data."""
@@ -34,7 +38,14 @@ def dump_record(record: Any) -> str:
     return json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
 
 
-def read_record(kind: type[Record], text: str | bytes, *, name: str, remedy: str) -> Record:
+def read_record(
+    kind: type[Record],
+    text: str | bytes,
+    *,
+    name: str,
+    remedy: str,
+    upgrades: Mapping[int, Upgrade] | None = None,
+) -> Record:
     """A record of :func:`dump_record`.
 
     Args:
@@ -42,6 +53,7 @@ def read_record(kind: type[Record], text: str | bytes, *, name: str, remedy: str
         text: JSON.
         name: Of the file, for errors.
         remedy: What to do about a bad one, for errors.
+        upgrades: Older version to what makes the next one of it.
 
     Raises:
         BundleError: If it is damaged, of another version, or a field is missing, unknown or impossible.
@@ -52,7 +64,15 @@ def read_record(kind: type[Record], text: str | bytes, *, name: str, remedy: str
         raise BundleError(f"{name} is damaged: it is no JSON ({error}); {remedy}") from error
     if not isinstance(data, dict):
         raise BundleError(f"{name} is damaged: it holds {_shown(data)} instead of named fields; {remedy}")
-    _check_version(data, name, remedy)
+    written: int = kind.__dataclass_fields__["format_version"].default  # type: ignore[attr-defined]
+    _check_version(data, written, upgrades or {}, name, remedy)
+    try:
+        while data["format_version"] < written:
+            data = (upgrades or {})[data["format_version"]](data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BundleError(
+            f"{name} is damaged: {error!r} while it was read as an older version; {remedy}"
+        ) from error
     return parse_record(kind, data, name=name, remedy=remedy)
 
 
@@ -70,16 +90,18 @@ def parse_record(kind: type[Record], data: Mapping[str, Any], *, name: str, reme
     return found
 
 
-def _check_version(data: Mapping[str, Any], name: str, remedy: str) -> None:
+def _check_version(
+    data: Mapping[str, Any], written: int, upgrades: Mapping[int, Upgrade], name: str, remedy: str
+) -> None:
     found = data.get("format_version")
-    if type(found) is not int or found < FORMAT_VERSION:
+    if type(found) is not int or found < min([written, *upgrades]):
         said = "no format_version" if found is None else f"format_version {_shown(found)}"
         raise BundleError(
-            f"{name} has {said}, this emag-export reads {FORMAT_VERSION}: an older one wrote it; {remedy}"
+            f"{name} has {said}, this emag-export reads {written}: an older one wrote it; {remedy}"
         )
-    if found > FORMAT_VERSION:
+    if found > written:
         raise BundleError(
-            f"{name} has format_version {found}, this emag-export reads {FORMAT_VERSION}: "
+            f"{name} has format_version {found}, this emag-export reads {written}: "
             f"upgrade emag-export, or {remedy}"
         )
 

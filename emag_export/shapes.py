@@ -10,7 +10,7 @@ from math import prod
 
 from emag_export.errors import ContractError
 
-__all__ = ["Dim", "Sizes", "evaluate", "solve", "symbols"]
+__all__ = ["Dim", "Sizes", "evaluate", "product", "solve", "symbols", "without"]
 
 Dim = int | str
 """One axis: a fixed size, or an expression over named sizes."""
@@ -42,6 +42,20 @@ def symbols(dims: Iterable[Dim]) -> tuple[str, ...]:
 def evaluate(dims: Iterable[Dim], sizes: Sizes) -> tuple[int, ...]:
     """The concrete shape of ``dims`` under ``sizes``."""
     return tuple(sum(number * prod(sizes[n] for n in names) for number, names in _terms(dim)) for dim in dims)
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """How many elements axes of these sizes hold: ``("h", "w")`` is ``"h*w"``, ``(16, 16)`` is 256."""
+    factors = list(dims)
+    number = prod(factor for factor in factors if isinstance(factor, int))
+    names = [factor for factor in factors if isinstance(factor, str)]
+    return "*".join([*([str(number)] if number != 1 else []), *names]) if names else number
+
+
+def without(dim: Dim, summand: Dim) -> Dim | None:
+    """What is left of a sum: ``"h*w+text"`` without ``"h*w"`` is ``"text"``; None where nothing is left."""
+    rest = [term for term in str(dim).split("+") if term != str(summand)]
+    return "+".join(rest) or None
 
 
 def solve(dims: Mapping[str, tuple[Dim, ...]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 ``bundle.json`` then says where that bundle is and the SHA-256 of every file that is used from it::
 
     "encoders": {
-      "path": "../sd3",
+      "path": "../first",
       "components": ["text_encoder", …],
       "files": {"text_encoder/model.onnx": "…", …}
     }
@@ -11,14 +11,15 @@
 ``path`` is relative where the two lie below the same folder, so that they can be moved together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from emag_export.bundle import COMPONENTS, DENOISER, TOKENIZERS, Bundle
+from emag_export.bundle import DENOISER, Bundle
 from emag_export.contract import DenoiserContract
 from emag_export.errors import BundleError, InputError
-from emag_export.manifest import EncodersRecord, Geometry
+from emag_export.manifest import EncodersRecord
+from emag_export.sizes import Geometry
 
 __all__ = ["components_of", "home_of", "record_encoders", "shared_files"]
 
@@ -30,7 +31,8 @@ def shared_files(encoders: Bundle, components: Sequence[str]) -> dict[str, str]:
         encoders: The bundle that has them.
         components: Used from there; text encoders together with their tokenizers.
     """
-    folders = {*components, *(TOKENIZERS[name] for name in components if name in TOKENIZERS)}
+    tokenizers = encoders.family.tokenizers
+    folders = {*components, *(tokenizers[name] for name in components if name in tokenizers)}
     return {name: record.sha256 for name, record in encoders.files.items() if name.split("/")[0] in folders}
 
 
@@ -57,47 +59,40 @@ def record_encoders(
         if name == DENOISER or name not in encoders.components:
             has = ", ".join(part for part in encoders.components if part != DENOISER) or "none"
             raise InputError(
-                f"{encoders.path} has no {name} of its own to share, it has {has}; give another bundle with "
-                "--encoders, or export the component"
+                f"{encoders.path} has no {name} of its own to share, it has {has}; give another bundle as "
+                "`encoders`, or export the component"
             )
-    for what, got, wanted in _widths(encoders, contract, geometry, components):
+    for what, got, wanted in _agreements(encoders, contract, geometry, components):
         if got != wanted:
             raise InputError(
                 f"{encoders.path} does not fit: {what} is {got}, the transformer needs {wanted}; "
-                "give --encoders a bundle of the same model family"
+                "give a bundle of the same model family as `encoders`"
             )
     return EncodersRecord(
         path=_recorded_path(encoders.path, out),
-        components=tuple(name for name in COMPONENTS if name in components),
+        components=tuple(name for name in encoders.family.folders if name in components),
         files=shared_files(encoders, components),
     )
 
 
-def _widths(
+def _agreements(
     encoders: Bundle, contract: DenoiserContract, geometry: Geometry, components: Sequence[str]
-) -> list[tuple[str, int, int]]:
-    """(what, got, wanted) for everything that the denoiser and the components must agree on."""
-    outputs = {
-        name: {tensor.name: tensor.dims[-1] for tensor in encoders.spec(name).outputs} for name in components
-    }
-    clips = [name for name in ("text_encoder", "text_encoder_2") if name in outputs]
-    checks: list[tuple[str, Any, int]] = []
-    if len(clips) == 2:
-        pooled = sum(int(outputs[name]["text_embeds"]) for name in clips)
-        checks.append(("the width of CLIP's pooled states", pooled, contract.pooled_dim))
-        width = sum(int(outputs[name]["penultimate_hidden_state"]) for name in clips)
-        most = contract.text_dim  # narrower states are padded with zeros
-        checks.append(("the width of CLIP's states", max(width, most), most))
-    if clips:
-        checks.append(("CLIP's number of tokens", encoders.clip_tokens, geometry.clip_tokens))
-    if "text_encoder_3" in outputs:
-        t5 = outputs["text_encoder_3"]["last_hidden_state"]
-        checks.append(("the width of T5's states", t5, contract.text_dim))
-    if "vae_decoder" in outputs:
-        channels = encoders.spec("vae_decoder").inputs[0].dims[1]
-        checks.append(("the decoder's number of latent channels", channels, contract.in_channels))
-        checks.append(("the decoder's pixels per latent", encoders.vae_factor, geometry.vae_factor))
-    return checks
+) -> Iterator[tuple[str, Any, Any]]:
+    """(what, got, wanted) for everything that the denoiser and the components must agree on.
+
+    The other bundle's components fit its own denoiser, so the two denoisers are compared.
+    """
+    other, family = encoders.contract, encoders.family
+    yield "the model family", other.family, contract.family
+    if any(name in family.tokenizers for name in components):
+        got, wanted = ({t.name: t.dims[1:] for t in c.conditioning} for c in (other, contract))
+        for name, dims in wanted.items():
+            yield f"{name}'s shape behind the rows", got.get(name), dims
+        yield "the least number of text tokens", encoders.geometry.text.least, geometry.text.least
+    if family.decoder in components:
+        yield "the number of latent channels", other.channels, contract.channels
+        pixels = "the number of pixels per latent"
+        yield pixels, encoders.geometry.pixels_per_latent, geometry.pixels_per_latent
 
 
 def _recorded_path(encoders: Path, out: Path) -> str:
@@ -110,7 +105,7 @@ def _recorded_path(encoders: Path, out: Path) -> str:
 def components_of(bundle: Bundle) -> list[str]:
     """Components that a pipeline of this bundle opens, its own and shared ones, the denoiser first."""
     shared = () if bundle.encoders is None else bundle.encoders.components
-    return [name for name in COMPONENTS if name in bundle.components or name in shared]
+    return [name for name in bundle.family.folders if name in bundle.components or name in shared]
 
 
 def home_of(bundle: Bundle, folder: str) -> Bundle:
@@ -132,14 +127,14 @@ def home_of(bundle: Bundle, folder: str) -> Bundle:
         encoders = Bundle(path)
     except BundleError as error:
         raise BundleError(
-            f"{bundle.path} uses the encoders of {path}, which cannot be opened: {error}. Put that bundle "
-            "back, or build this one again with --encoders and the bundle's new place"
+            f"{bundle.path} uses the encoders of {path}, which cannot be opened: {error.message}. Put that "
+            "bundle back, or build this one again with its new place as `encoders`"
         ) from error
     files = encoders.files
     for name, digest in entry.files.items():
         if name.split("/")[0] == folder and (name not in files or files[name].sha256 != digest):
             raise BundleError(
                 f"{bundle.path} was made with another {path / name}: its SHA-256 differs; put the original "
-                "back, or build this bundle again with --encoders"
+                "back, or build this bundle again with `encoders`"
             )
     return encoders

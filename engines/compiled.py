@@ -1,7 +1,6 @@
 """torch.compile: the exported module, compiled for each kind of call, with CUDA graphs on a GPU."""
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ class CompiledEngine(EagerEngine):
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"{self.name} ran out of device memory in {self.spec.name}; generate fewer or smaller "
-                f"pictures per call (--batch-size), or end other programs on this GPU: {error}"
+                f"pictures per call (`batch_size`), or end other programs on this GPU: {error}"
             ) from error
         except Exception as error:
             raise self._failure(error) from error
@@ -95,14 +94,13 @@ class CompiledEngine(EagerEngine):
         lines = [line for line in text.splitlines() if line.strip() and not line.endswith("raised:")]
         reason = lines[0].strip() if lines else type(error).__name__
         remedies = [remedy for sign, remedy in _REMEDIES.items() if sign in text]
-        remedies.append("--backend torch runs it without compiling")
+        remedies.append("`backend` torch runs it without compiling")
         return EngineError(f"{self.name} failed in {self.spec.name}: {reason}; {', or '.join(remedies)}")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del self._compiled
-        super().__exit__(kind, error, trace)
+    def close(self) -> None:
+        """Let the module and its compiled code go."""
+        self.__dict__.pop("_compiled", None)
+        super().close()
 
 
 def _alike(tensor: Tensor) -> Tensor:

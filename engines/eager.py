@@ -57,4 +57,8 @@ class EagerEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self.module
+        self.close()
+
+    def close(self) -> None:
+        """Let the module go."""
+        self.__dict__.pop("module", None)

@@ -1,6 +1,6 @@
 """onnxruntime: the reference engine on the CPU, and a second GPU path where its CUDA provider is present."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -9,8 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from emag_export.bundle import Bundle
 from emag_export.contract import STATE_PAIRS, GraphSpec
 from emag_export.engines import ort_providers
+from emag_export.engines.config import EngineConfig
 from emag_export.engines.limits import MAX_ELEMENTS, largest, what_fits
 from emag_export.engines.ort_cuda import CudaRuns, bind
 from emag_export.engines.protocol import allocate_outputs, check_feeds
@@ -18,7 +20,7 @@ from emag_export.engines.repeats import call_key
 from emag_export.errors import EngineError, InputError, MissingDependencyError
 from emag_export.packages import install_command
 
-__all__ = ["OnnxRuntimeEngine", "OrtOptions", "available_providers"]
+__all__ = ["OnnxRuntimeEngine", "OrtOptions", "available_providers", "open_onnxruntime"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +146,13 @@ class OnnxRuntimeEngine:
     def _load_error(self, ort: Any, graph: Path, error: Exception, capture: bool) -> EngineError:
         if ort_providers.is_out_of_memory(error):
             return self._memory_error(error)
-        remedy = "; without CUDA graphs it may load: --no-cuda-graphs" if capture else ""
+        remedy = "; it may load without `cuda_graphs`" if capture else ""
         return EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {error}{remedy}")
 
     def _memory_error(self, error: Exception) -> EngineError:
         return EngineError(
             f"{self.name} ran out of device memory in {self.spec.name}; generate fewer or smaller pictures "
-            f"per call (--batch-size), or end other programs on this GPU: {error}"
+            f"per call (`batch_size`), or end other programs on this GPU: {error}"
         )
 
     def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -171,7 +173,7 @@ class OnnxRuntimeEngine:
         except Exception as error:
             if self._cuda is not None and ort_providers.is_out_of_memory(error):
                 raise self._memory_error(error) from error
-            remedy = "; try --no-cuda-graphs" if self._cuda is not None and self._cuda.captures else ""
+            remedy = "; turn off `cuda_graphs`" if self._cuda is not None and self._cuda.captures else ""
             raise EngineError(f"{self.name} failed in {self.spec.name}: {error}{remedy}") from error
         return outputs
 
@@ -181,7 +183,7 @@ class OnnxRuntimeEngine:
             raise EngineError(
                 f"{tensor.name} has {count} elements in this call; onnxruntime on a GPU counts in 32 bits "
                 f"and is silently wrong above {MAX_ELEMENTS}: {what_fits(self.spec, sizes)}; generate "
-                "fewer or smaller pictures per call (--batch-size, --height, --width)"
+                "fewer or smaller pictures per call (`batch_size`, `height`, `width`)"
             )
 
     def __enter__(self) -> Self:
@@ -190,11 +192,35 @@ class OnnxRuntimeEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the session; closing twice does nothing."""
+        if not hasattr(self, "_session"):
+            return
         if self._cuda is not None:
             self._cuda.close()
         if self._session.get_session_options().enable_profiling:
             self._session.end_profiling()
         del self._cuda, self._session
+
+
+def open_onnxruntime(config: EngineConfig, bundle: Bundle) -> Callable[[Bundle, str], OnnxRuntimeEngine]:
+    """A function that opens components; see :func:`~emag_export.engines.registry.open_backend`."""
+    # Other providers than its own two take standard operators only.
+    own_graph = "onnxruntime" if config.provider in (None, ort_providers.CPU, ort_providers.CUDA) else None
+    options = OrtOptions(
+        device=config.device or "cpu",
+        threads=config.threads,
+        provider=config.provider,
+        cuda_graphs=config.cuda_graphs,
+    )
+
+    def opener(bundle: Bundle, component: str) -> OnnxRuntimeEngine:
+        with bundle.loading(component, own_graph) as graph:
+            return OnnxRuntimeEngine(graph, bundle.spec(component), options)
+
+    return opener
 
 
 def _device(name: str) -> torch.device:

@@ -49,7 +49,7 @@ def check_gpu(device: torch.device) -> torch.device:
     if not torch.cuda.is_available():
         raise EngineError(
             f"{device} was asked for, but PyTorch {torch.__version__} sees no GPU; check that nvidia-smi "
-            "lists one and that PyTorch was installed for CUDA, or run with --device cpu"
+            "lists one and that PyTorch was installed for CUDA, or run with `device` cpu"
         )
     index, count = device.index, torch.cuda.device_count()
     index = torch.cuda.current_device() if index is None else index

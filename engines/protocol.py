@@ -56,6 +56,9 @@ class Engine(Protocol):
             EngineError: If the backend fails.
         """
 
+    def close(self) -> None:
+        """Free what it holds; closing twice does nothing. Leaving a ``with`` closes."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(

@@ -1,39 +1,46 @@
 """From a prompt to pictures, on the graphs of a bundle."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from jaxtyping import Float
 from torch import Tensor
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.engines.protocol import Engine
+from emag_export.contract import Variant
+from emag_export.engines.config import EngineConfig, EngineKeywords
+from emag_export.engines.registry import EngineOpener, open_backend
 from emag_export.errors import InputError
+from emag_export.families.texts import Encoded
+from emag_export.runtime.keywords import SamplingKeywords, amended
 from emag_export.runtime.loop import DenoiseStep, denoise
 from emag_export.runtime.pictures.decode import Pictures, decode_latents
-from emag_export.runtime.prepare import Prepared, cads_annealer, initial_noise, prepare
-from emag_export.runtime.request import GenerationRequest
-from emag_export.runtime.sampling.state import StatePool
-from emag_export.runtime.text.encode import Encoded, PromptEncoder, load_tokenizers
+from emag_export.runtime.pictures.metadata import Picture, make_picture
+from emag_export.runtime.pictures.preview import preview_factors
+from emag_export.runtime.prepare import Prepared, prepare
+from emag_export.runtime.request import GenerationRequest, default_request
+from emag_export.runtime.sampling.pool import StatePool
+from emag_export.runtime.stream import StreamStep, previews_of
+from emag_export.runtime.text.prompts import PromptEncoder, load_tokenizers
 from emag_export.shared_encoders import components_of, home_of
 
-__all__ = ["EngineOpener", "Pictures", "Pipeline", "Prepared", "cads_annealer", "initial_noise"]
-
-EngineOpener = Callable[[Bundle, str], Engine]
-"""(bundle, component) to a running engine."""
-
-_NEEDED = (DENOISER, "text_encoder", "text_encoder_2", "vae_decoder")
+__all__ = ["Pictures", "Pipeline", "Prepared"]
 
 
 class Pipeline:
     """Text encoders, denoiser and decoder of one bundle, opened together and closed together.
 
+    :meth:`generate` and :meth:`stream` are all that most callers need; :meth:`prepare`, :meth:`denoise` and
+    :meth:`decode` are what they are made of.
+
     Args:
         bundle: Made by ``build``.
         open_engine: Makes an engine of a component; decides backend and device.
-        max_sequence_length: Tokens of the T5 part, at most the bundle's; None takes the bundle's.
+        max_sequence_length: Tokens of the text, at most the bundle's; None takes the bundle's.
 
     Raises:
         InputError: If there are more tokens than the bundle was made for, or a component is not there.
@@ -43,10 +50,10 @@ class Pipeline:
         self, bundle: Bundle, open_engine: EngineOpener, *, max_sequence_length: int | None = None
     ) -> None:
         tokens = _text_tokens(bundle, max_sequence_length)
-        if missing := [name for name in _NEEDED if name not in components_of(bundle)]:
+        if missing := [name for name in bundle.family.needed if name not in components_of(bundle)]:
             raise InputError(
                 f"{bundle.path} has no {', '.join(missing)}, which pictures need: build it without "
-                "--components, or share those of another bundle with --encoders"
+                "`components`, or share those of another bundle with `encoders`"
             )
         self.bundle = bundle
         self._stack = ExitStack()
@@ -58,14 +65,46 @@ class Pipeline:
             }
             self._stack = stack.pop_all()
         self.denoiser = engines.pop(DENOISER)
-        self._decoder = engines.pop("vae_decoder")
-        self._vae = home_of(bundle, "vae_decoder").config("vae_decoder")
+        decoder = bundle.family.decoder
+        self._decoder = engines.pop(decoder)
+        self._latents = bundle.family.latents(home_of(bundle, decoder).config(decoder))
         self._encoder = PromptEncoder(
             engines,
             load_tokenizers(bundle),
-            text_dim=bundle.contract.text_dim,
+            contract=bundle.contract,
             max_sequence_length=tokens,
         )
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle | Path | str,
+        *,
+        variant: Variant | str | None = None,
+        max_sequence_length: int | None = None,
+        **engine: Unpack[EngineKeywords],
+    ) -> Self:
+        """Open every component of a bundle on one backend.
+
+        Args:
+            bundle: The folder that ``build`` wrote.
+            variant: Refuse a bundle of another one.
+            max_sequence_length: Tokens of the text, at most the bundle's; None takes the bundle's.
+            engine: Fields of :class:`~emag_export.engines.config.EngineConfig`: ``backend``, ``device`` …
+
+        Raises:
+            BundleError: If it is no bundle, or damaged.
+            InputError: If an option does not fit.
+            EngineError: If a component does not load.
+            MissingDependencyError: If the backend's module is absent.
+        """
+        if unknown := [name for name in engine if name not in EngineKeywords.__annotations__]:
+            known = ", ".join(("variant", "max_sequence_length", *EngineKeywords.__annotations__))
+            raise InputError(f"there is no keyword {unknown[0]!r}; there are {known}")
+        opened = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        opened.require_variant(variant)
+        opener = open_backend(EngineConfig(**engine), opened)
+        return cls(opened, opener, max_sequence_length=max_sequence_length)
 
     def __enter__(self) -> Self:
         return self
@@ -73,8 +112,97 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free all engines; leaving a ``with`` does."""
         self._states.clear()
         self._stack.close()
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        images: int = 1,
+        batch_size: int = 4,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> list[Picture]:
+        """Draw pictures.
+
+        Args:
+            prompt: One or several.
+            images: Per prompt; their seeds count up.
+            batch_size: Pictures per engine call.
+            sampling: ``guidance``, ``seed``, ``steps`` …, of :class:`SamplingKeywords`.
+
+        Returns:
+            PIL images, prompt by prompt, that remember their parameters and write them into PNGs.
+
+        Raises:
+            InputError: If a keyword or value cannot be used.
+            EngineError: If an engine fails.
+        """
+        requests = self._requests(prompt, images, sampling)
+        pictures: list[Picture] = []
+        for start in range(0, len(requests), batch_size):
+            prepared = self.prepare(requests[start : start + batch_size])
+            *_, last = self.denoise(prepared)
+            pictures += self._pictures(prepared, last.latents)
+        return pictures
+
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        images: int = 1,
+        previews: bool = False,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Generator[StreamStep, None, None]:
+        """Draw pictures in one batch, yielding after every step; the last step has them.
+
+        A generator: leave its ``for``, or close it, to stop early. Nothing is done before the first ``next``.
+
+        Args:
+            prompt: One or several.
+            images: Per prompt; their seeds count up.
+            previews: Show in every step what the pictures are likely to be.
+            sampling: ``guidance``, ``seed``, ``steps`` …, of :class:`SamplingKeywords`.
+
+        Raises:
+            InputError: If a keyword or value cannot be used.
+            BundleError: If previews are asked for and the bundle has none.
+            EngineError: If an engine fails.
+        """
+        factors = preview_factors(self.bundle) if previews else None
+        prepared = self.prepare(self._requests(prompt, images, sampling))
+        first, steps = prepared.requests[0], len(prepared.plan.steps)
+        with closing(self.denoise(prepared)) as run:
+            for step in run:
+                last = step.plan.index == steps - 1
+                yield StreamStep(
+                    index=step.plan.index,
+                    steps=steps,
+                    latents=step.latents,
+                    previews=()
+                    if factors is None
+                    else previews_of(step, factors, height=first.height, width=first.width),
+                    images=tuple(self._pictures(prepared, step.latents)) if last else (),
+                )
+
+    def _requests(
+        self, prompt: str | Sequence[str], images: int, sampling: SamplingKeywords
+    ) -> list[GenerationRequest]:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or images < 1:
+            raise InputError(f"{len(prompts)} prompts with {images} pictures each is nothing to draw")
+        bases = [amended(default_request(self.bundle, text), sampling) for text in prompts]
+        return [replace(base, seed=base.seed + offset) for base in bases for offset in range(images)]
+
+    def _pictures(self, prepared: Prepared, latents: Tensor) -> list[Picture]:
+        return [
+            make_picture(pixels, self.bundle, request, self.denoiser.name)
+            for pixels, request in zip(self.decode(latents), prepared.requests, strict=True)
+        ]
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
         """Embed prompts."""
@@ -91,27 +219,21 @@ class Pipeline:
         """
         return prepare(self.bundle, requests, self.encode, self.denoiser.device)
 
-    def denoise(self, prepared: Prepared) -> Iterator[DenoiseStep]:
+    def denoise(self, prepared: Prepared) -> Generator[DenoiseStep, None, None]:
         """Run the loop, yielding after every step.
 
-        The averages lie in buffers that the pipeline lends and takes back at the end of the run: the
-        ``state`` of a step is its caller's only until the next step, and the last one's until the next run.
+        The averages lie in buffers that the pipeline lends and takes back at the end of the run: those of a
+        step's ``run`` are its caller's only until the next step, and the last one's until the next run.
         """
-        plan, latents, conditioning = prepared.plan, prepared.latents, prepared.conditioning
-        with self._states.lend(plan.contract, latents, conditioning.embeds) as state:
+        plan, given = prepared.plan, prepared.conditioning
+        with self._states.lend(plan.contract, prepared.latents, given.given) as start:
             yield from denoise(
-                self.denoiser,
-                plan,
-                latents,
-                conditioning,
-                select=prepared.select,
-                anneal=prepared.anneal,
-                state=state,
+                self.denoiser, plan, start, given, anneal=prepared.anneal, noise=prepared.noise
             )
 
     def decode(self, latents: Float[Tensor, "images channels latent_height latent_width"]) -> Pictures:
         """Latents on any device to 8-bit sRGB pictures on the host; see :func:`decode_latents`."""
-        return decode_latents(self._decoder, self._vae, latents)
+        return decode_latents(self._decoder, self._latents, latents)
 
 
 def _text_tokens(bundle: Bundle, asked: int | None) -> int:

@@ -10,13 +10,15 @@ from torch import Tensor
 from emag_export.bundle import Bundle
 from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.errors import InputError
+from emag_export.families import family_of
+from emag_export.families.texts import Cut, Encoded
 from emag_export.runtime.device import to_device
-from emag_export.runtime.guidance.cads import CadsConfig, cads, cads_gamma
-from emag_export.runtime.loop import Anneal, Conditioning
+from emag_export.runtime.guidance.cads import cads, cads_gamma
+from emag_export.runtime.loop import Anneal, DrawNoise
 from emag_export.runtime.request import GenerationRequest, plan_request
+from emag_export.runtime.sampling.conditioning import Conditioning
 from emag_export.runtime.sampling.plan import Plan
-from emag_export.runtime.sampling.select import Select, always, lagged_argmax
-from emag_export.runtime.text.encode import Cut, Encoded
+from emag_export.shapes import evaluate
 
 __all__ = ["Encode", "Prepared", "cads_annealer", "initial_noise", "prepare"]
 
@@ -30,10 +32,11 @@ class Prepared:
 
     requests: tuple[GenerationRequest, ...]
     plan: Plan
-    latents: Float[Tensor, "images channels height width"]
+    latents: Float[Tensor, "images channels *sides"]
     conditioning: Conditioning
-    select: Select
     anneal: Anneal | None
+    noise: DrawNoise | None
+    """For samplers that add noise at every step."""
     cut: tuple[Cut, ...]
     """Per image the parts of the prompt that were beyond the encoders' limits."""
 
@@ -62,30 +65,30 @@ def prepare(
     if first.guidance.rule.uncond:
         negative = encode([request.negative_prompt for request in requests])
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-    factor = bundle.vae_factor
-    dtype = TORCH_DTYPES[plan.contract.precision]  # the encoders may have another
-    shape = (plan.contract.in_channels, first.height // factor, first.width // factor)
+    contract = plan.contract
+    # The encoders may have another precision.
+    dtypes = {tensor.name: TORCH_DTYPES[tensor.dtype] for tensor in contract.conditioning}
+
+    def typed(found: Encoded) -> dict[str, Tensor]:
+        return {name: tensor.to(dtypes[name]) for name, tensor in found.tensors.items()}
+
+    shape = evaluate(contract.latents, first.sizes(bundle))
+    given = Conditioning(given=typed(encoded), negative=None if negative is None else typed(negative))
+    ancestral = any(step.log_variance is not None for step in plan.steps)
     return Prepared(
         requests=tuple(requests),
         plan=plan,
         latents=initial_noise(shape, generators).to(device),
-        conditioning=Conditioning(
-            embeds=encoded.embeds.to(dtype),
-            pooled=encoded.pooled.to(dtype),
-            negative_embeds=None if negative is None else negative.embeds.to(dtype),
-            negative_pooled=None if negative is None else negative.pooled.to(dtype),
-        ).to(device),
-        select=lagged_argmax
-        if first.fixed_blocks is None
-        else always(first.fixed_blocks, plan.contract.blocks),
+        conditioning=given.to(device),
         anneal=cads_annealer(plan, generators) if first.guidance.rule.cads else None,
+        noise=(lambda index: to_device(initial_noise(shape, generators), device)) if ancestral else None,
         cut=encoded.cut,
     )
 
 
 def initial_noise(
-    shape: tuple[int, int, int], generators: Sequence[torch.Generator]
-) -> Float[Tensor, "images channels height width"]:
+    shape: Sequence[int], generators: Sequence[torch.Generator]
+) -> Float[Tensor, "images channels *sides"]:
     """Standard normal latents, every image from its own generator: its batch does not change it.
 
     The numbers are those of diffusers' pipelines for the same CPU generators.
@@ -94,16 +97,23 @@ def initial_noise(
 
 
 def cads_annealer(plan: Plan, generators: Sequence[torch.Generator]) -> Anneal:
-    """CADS on the prompt embeddings, with noise from every image's own generator."""
-    config: CadsConfig = plan.guidance.cads
+    """CADS on the prompt embeddings, with noise from every image's own generator.
+
+    Raises:
+        InputError: If the model takes no prompt embeddings.
+    """
+    config, family = plan.guidance.cads, family_of(plan.contract)
+    if family.annealed is None:
+        raise InputError(f"{family.title} takes no prompt embeddings to anneal; choose another `guidance`")
+    name = family.annealed
 
     def anneal(index: int, conditioning: Conditioning) -> Conditioning:
         gamma = cads_gamma(index, len(plan.steps), config)
         if gamma >= 1:
             return conditioning
-        embeds = conditioning.embeds
+        embeds = conditioning.given[name]
         noise = torch.cat([torch.randn((1, *embeds.shape[1:]), generator=g) for g in generators])
         mixed = cads(embeds.float(), to_device(noise, embeds.device), gamma, config)
-        return replace(conditioning, embeds=mixed.to(embeds.dtype))
+        return replace(conditioning, given={**conditioning.given, name: mixed.to(embeds.dtype)})
 
     return anneal

@@ -1,4 +1,4 @@
-"""Everything that decides a picture, as plain data: what the command line fills and a PNG remembers."""
+"""Everything that decides a picture, as plain data: what a caller fills and a PNG remembers."""
 
 from dataclasses import dataclass, field
 
@@ -8,9 +8,12 @@ from emag_export.errors import InputError
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, Plan, make_plan
-from emag_export.runtime.sampling.schedule import flow_match_schedule
+from emag_export.runtime.sampling.schedule import schedule_of
+from emag_export.runtime.sampling.select import always, by_delta
+from emag_export.shapes import Sizes, evaluate
+from emag_export.sizes import picture_sizes
 
-__all__ = ["GenerationRequest", "plan_request"]
+__all__ = ["GenerationRequest", "default_request", "plan_request"]
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -34,31 +37,24 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         if not self.prompt.strip() and self.guidance.rule.uncond:
             raise InputError(
-                "the prompt is empty; describe the picture, or generate without one by --guidance emag-only"
+                "the prompt is empty; describe the picture, or generate without one by `guidance` emag-only"
             )
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise InputError(f"seed is {self.seed}; it must lie between 0 and 2^63 - 1")
         if self.steps < 1:
             raise InputError(f"{self.steps} denoising steps were asked for; give at least 1")
 
-    def grid(self, bundle: Bundle) -> tuple[int, int]:
-        """Image tokens along height and width.
+    def sizes(self, bundle: Bundle) -> Sizes:
+        """Named dimensions of the picture, image tokens along its sides.
 
         Raises:
             InputError: If the size does not fit the model.
         """
-        contract = bundle.contract
-        cell = contract.patch_size * bundle.vae_factor
-        limit = contract.max_grid * cell
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size < cell or size % cell:
-                below, above = max(cell, size // cell * cell), max(cell, (size // cell + 1) * cell)
-                raise InputError(f"{name} {size} is no multiple of {cell}; take {below} or {above}")
-            if size > limit:
-                raise InputError(
-                    f"{name} {size} is more than this model's positional embedding covers: {limit}"
-                )
-        return self.height // cell, self.width // cell
+        return picture_sizes(bundle.contract, bundle.geometry, height=self.height, width=self.width)
+
+    def image_tokens(self, bundle: Bundle) -> int:
+        """Image tokens of the picture; errors as :meth:`sizes`."""
+        return evaluate([bundle.contract.tokens], self.sizes(bundle))[0]
 
 
 def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:
@@ -67,10 +63,12 @@ def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:
     Raises:
         InputError: If size, steps or guidance do not fit the bundle.
     """
-    height, width = request.grid(bundle)
+    tokens, contract = request.image_tokens(bundle), bundle.contract
     scheduler = bundle.config("scheduler", "scheduler_config.json")
-    schedule = flow_match_schedule(scheduler, request.steps, height * width)
-    return make_plan(bundle.contract, schedule, request.guidance, request.windows)
+    schedule = schedule_of(scheduler, request.steps, tokens, prediction=contract.prediction)
+    fixed = request.fixed_blocks
+    choose = by_delta if fixed is None else always(fixed, contract.blocks)
+    return make_plan(contract, schedule, request.guidance, request.windows, choose)
 
 
 def default_request(bundle: Bundle, prompt: str, variant: Variant | None = None) -> GenerationRequest:

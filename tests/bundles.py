@@ -3,18 +3,22 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 
 from emag_export.contract import Variant
+from emag_export.engines.config import EngineConfig
+from emag_export.engines.registry import EngineOpener, open_backend
 from emag_export.exporter.build import build
-from emag_export.exporter.describe.identify import BuildOptions
+from emag_export.options import BuildOptions
 
 
-def silent(component: str, phase: str) -> None:
-    """Build progress for nobody."""
+def opener(**options: Any) -> EngineOpener:
+    """Opens components as ``EngineConfig(**options)`` says."""
+    return lambda bundle, component: open_backend(EngineConfig(**options), bundle)(bundle, component)
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +49,7 @@ def tiny_bundles(shared_folder: Path, tiny_bundle: Path) -> TinyBundles:
             return tiny_bundle
         options = BuildOptions(variant=variant, precision=precision)
         name = f"tiny-{variant}-{precision}"
-        return once(shared_folder / name, lambda path: build("tiny-sd3", path, options, silent))
+        return once(shared_folder / name, lambda path: build("tiny-sd3", path, options))
 
     return make
 
@@ -53,7 +57,7 @@ def tiny_bundles(shared_folder: Path, tiny_bundle: Path) -> TinyBundles:
 @pytest.fixture(scope="session")
 def tiny_bundle(shared_folder: Path) -> Path:
     """tiny-sd3, emag-q, float32. Read-only: copy it to change it."""
-    return once(shared_folder / "tiny-bundle", lambda path: build("tiny-sd3", path, BuildOptions(), silent))
+    return once(shared_folder / "tiny-bundle", lambda path: build("tiny-sd3", path))
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +69,8 @@ def small_pipeline(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_bundle(shared_folder: Path, small_pipeline: Path) -> Path:
     """The small pipeline as emag. Read-only: copy it to change it."""
-    options = BuildOptions(variant=Variant.EMAG, blocks=(1, 2))
-    return once(
-        shared_folder / "small-bundle", lambda path: build(str(small_pipeline), path, options, silent)
-    )
+    options = BuildOptions(variant=Variant.EMAG, emag_candidates=(1, 2))
+    return once(shared_folder / "small-bundle", lambda path: build(str(small_pipeline), path, options))
 
 
 def _save_small_pipeline(path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import install_import_hook
 
@@ -19,11 +20,11 @@ from filelock import FileLock  # noqa: E402
 from emag_export.bundle import engine_graph_file  # noqa: E402
 from emag_export.contract import DenoiserContract, Renorm, Variant  # noqa: E402
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions  # noqa: E402
-from emag_export.exporter.describe.identify import contract_of  # noqa: E402
 from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs  # noqa: E402
-from emag_export.exporter.graph.fork import ForkedSD3  # noqa: E402
+from emag_export.exporter.graph.fork import Forked, fork  # noqa: E402
 from emag_export.exporter.graph.onnx_export import export_graph  # noqa: E402
 from emag_export.exporter.graph.passes import write_engine_graphs  # noqa: E402
+from emag_export.families import FAMILIES  # noqa: E402
 from tests.bundles import (  # noqa: E402, F401  fixtures of several files
     shared_folder,
     small_bundle,
@@ -72,25 +73,30 @@ def small_model(
     return model.requires_grad_(False)
 
 
-def golden_fork(variant: Variant, renorm: Renorm = Renorm.ROW) -> ForkedSD3:
+def forked(
+    model: SD3Transformer2DModel, variant: Variant, blocks: tuple[int, ...] = BLOCKS, **options: Any
+) -> Forked:
+    """An SD3 model with its fork."""
+    return fork(model, FAMILIES["sd3"].contract(model.config, variant=variant, blocks=blocks, **options))
+
+
+def golden_fork(variant: Variant, renorm: Renorm = Renorm.ROW) -> Forked:
     """The recorded model, forked as in the recordings."""
     model = SD3Transformer2DModel.from_pretrained(GOLDEN / "mmdit").eval().requires_grad_(False)
-    return ForkedSD3(
-        model, contract_of(model.config, variant=variant, blocks=(6, 7, 8), renorm=renorm)
-    ).eval()
+    return forked(model, variant, (6, 7, 8), renorm=renorm)
 
 
-def small_fork(name: str, variant: Variant = Variant.EMAG_Q) -> ForkedSD3:
+def small_fork(name: str, variant: Variant = Variant.EMAG_Q) -> Forked:
     """``sd3``, or ``sd35``: QK-norm and a second attention in the first two blocks, as SD3.5-medium has."""
     model = small_model(qk_norm="rms_norm", dual=(0, 1)) if name == "sd35" else small_model()
-    return ForkedSD3(model, contract_of(model.config, variant=variant, blocks=BLOCKS)).eval()
+    return forked(model, variant)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """A module and the graph made of it."""
 
-    fork: ForkedSD3
+    fork: Forked
     contract: DenoiserContract
     path: Path
 
@@ -111,13 +117,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     folder.mkdir(exist_ok=True)
 
     def export(name: str, variant: Variant) -> Exported:
-        fork = golden_fork(variant) if name == "golden" else small_fork(name, variant)
-        spec, path = fork.contract.graph, folder / f"{name}-{variant}" / "model.onnx"
+        module = golden_fork(variant) if name == "golden" else small_fork(name, variant)
+        spec, path = module.contract.graph, folder / f"{name}-{variant}" / "model.onnx"
         with FileLock(folder / f"{name}-{variant}.lock"):
             if not path.exists():
-                export_graph(fork, spec, random_inputs(spec, DENOISER_EXAMPLE_SIZES), path)
+                export_graph(module, spec, random_inputs(spec, DENOISER_EXAMPLE_SIZES), path)
                 write_engine_graphs(path)
-        return Exported(fork=fork, contract=fork.contract, path=path)
+        return Exported(fork=module, contract=module.contract, path=path)
 
     return export
 

@@ -7,7 +7,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from emag_export.runtime.loop import Conditioning
+from emag_export.runtime.sampling.conditioning import Conditioning
+from tests.sd3 import conditioning
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -33,9 +34,6 @@ def random_inputs(
         return torch.randn(images, *shape, generator=generator)
 
     text, pooled = model.config.joint_attention_dim, model.config.pooled_projection_dim
-    return normal(model.config.in_channels, *size), Conditioning(
-        embeds=normal(tokens, text),
-        pooled=normal(pooled),
-        negative_embeds=normal(tokens, text),
-        negative_pooled=normal(pooled),
+    return normal(model.config.in_channels, *size), conditioning(
+        normal(tokens, text), normal(pooled), normal(tokens, text), normal(pooled)
     )

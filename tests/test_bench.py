@@ -10,7 +10,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from emag_export.architectures import PIPELINES
 from emag_export.bench.contender import Contender
 from emag_export.bench.race import WARM_UP_ROUNDS, race
 from emag_export.bench.scaling import measure_scaling
@@ -19,13 +18,14 @@ from emag_export.bench.timing import StepTime
 from emag_export.bundle import Bundle
 from emag_export.cli.main import main
 from emag_export.contract import Variant
-from emag_export.engines.registry import open_backend
 from emag_export.errors import InputError
-from emag_export.exporter.describe.identify import contract_of
+from emag_export.families import FAMILIES
+from emag_export.progress import Event
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.request import default_request
 from emag_export.runtime.sampling.plan import Phase, make_plan
 from emag_export.runtime.sampling.schedule import flow_match_schedule
+from tests.bundles import opener
 
 STEPS = 28
 SECONDS = {Phase.PLAIN: 2.0, Phase.TRACK: 2.0, Phase.GUIDE: 2.75}
@@ -35,8 +35,9 @@ SECONDS = {Phase.PLAIN: 2.0, Phase.TRACK: 2.0, Phase.GUIDE: 2.75}
 def contender() -> Callable[..., Contender]:
     """(guidance, log, jitter, steps) to a contender whose steps take exactly what a row-block costs."""
 
-    config = PIPELINES["sd3"]["transformer"]
-    contract = contract_of(config, variant=Variant.EMAG_Q, blocks=(6, 7, 8))
+    family = FAMILIES["sd3"]
+    config = family.configs["sd3"]["transformer"]
+    contract = family.contract(config, variant=Variant.EMAG_Q, blocks=(6, 7, 8))
 
     def make(
         guidance: str, log: list[str] | None = None, jitter: float = 0.0, steps: int = STEPS
@@ -131,21 +132,21 @@ def test_calls_that_capture_are_no_measurement(
 
 def test_on_a_gpu_whole_rounds_come_first(contender: Callable[..., Contender]) -> None:
     log: list[str] = []
-    seen: list[tuple[int, int]] = []
+    seen: list[Event] = []
     here, there = contender("cfg", log), replace(contender("emag", log), device=torch.device("cuda"))
-    race([here, there], progress=lambda done, total: seen.append((done, total)))
+    race([here, there], progress=seen.append)
     warm_up = [*["emag"] * STEPS, "emag closed"] * WARM_UP_ROUNDS
     assert log[: len(warm_up)] == warm_up  # only what is on the GPU
     assert log[len(warm_up) :].count("cfg") == log[len(warm_up) :].count("emag") == STEPS
-    assert [done for done, _ in seen] == list(range(1, (WARM_UP_ROUNDS + 2) * STEPS + 1))
-    assert {total for _, total in seen} == {(WARM_UP_ROUNDS + 2) * STEPS}
+    assert [event.done for event in seen] == list(range(1, (WARM_UP_ROUNDS + 2) * STEPS + 1))
+    assert {event.total for event in seen} == {(WARM_UP_ROUNDS + 2) * STEPS}
 
 
 def test_interrupted_race_closes_every_run(contender: Callable[..., Contender]) -> None:
     log: list[str] = []
 
-    def interrupt(done: int, total: int) -> None:
-        if done == 5:
+    def interrupt(event: Event) -> None:
+        if event.done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -168,9 +169,7 @@ def test_scaling_has_a_point_for_every_value(small_bundle: Path, monkeypatch: py
     monkeypatch.setattr("emag_export.bench.scaling.AXES", axes)
     bundle = Bundle(small_bundle)
     request = replace(default_request(bundle, "x"), height=32, width=32, steps=6)
-    setup = Setup(
-        bundles=[bundle], backends={"onnxruntime": lambda _: open_backend("onnxruntime")}, request=request
-    )
+    setup = Setup(bundles=[bundle], backends={"onnxruntime": lambda _: opener()}, request=request)
     points = measure_scaling(setup)
     assert [(point.axis, point.value) for point in points] == [
         ("image tokens", 4),

@@ -4,34 +4,31 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emag_export.bundle import MANIFEST, Bundle
 from emag_export.contract import Renorm, Variant
 from emag_export.errors import ExportError, InputError, ModelError
-from emag_export.exporter import export as export_module
-from emag_export.exporter import identify as identify_module
 from emag_export.exporter.build import build
-from emag_export.exporter.describe.identify import (
-    OPSETS,
-    BuildOptions,
-    BuildPlan,
-    BuildProgress,
-    finished_bundle,
-    identify,
-)
+from emag_export.exporter.describe.identify import BuildPlan, finished_bundle, identify
+from emag_export.exporter.describe.recipes import OPSETS
 from emag_export.exporter.graph.export import export_component
 from emag_export.exporter.source.find import find_source
 from emag_export.exporter.staging import Staging, require_disk_space
-from tests.bundles import silent
+from emag_export.options import BuildOptions
+from emag_export.progress import Event, Progress
+
+EXPORT = "emag_export.exporter.build.export_component"
+IDENTIFY = "emag_export.exporter.describe.identify"
 
 
 def test_second_build_is_a_no_op(small_pipeline: Path, small_bundle: Path) -> None:
     phases: list[str] = []
-    options = BuildOptions(variant=Variant.EMAG, blocks=(1, 2))
+    options = BuildOptions(variant=Variant.EMAG, emag_candidates=(1, 2))
     before = {path: path.stat().st_mtime_ns for path in small_bundle.rglob("*")}
-    build(str(small_pipeline), small_bundle, options, lambda component, phase: phases.append(phase))
+    build(str(small_pipeline), small_bundle, options, progress=lambda event: phases.append(event.phase))
     assert phases == ["hash", "reuse"]
     assert before == {path: path.stat().st_mtime_ns for path in small_bundle.rglob("*")}
 
@@ -42,27 +39,27 @@ def test_interrupted_build_resumes_by_component(
     """Killed in the VAE, the next run exports the VAE only; nothing at the target until then."""
     real, out, exported = export_component, tmp_path / "b", []
 
-    def dies(plan: BuildPlan, name: str, folder: Path, on_progress: BuildProgress) -> None:
+    def dies(plan: BuildPlan, name: str, folder: Path, progress: Progress) -> None:
         if name == "vae_decoder":
             raise KeyboardInterrupt
         exported.append(name)
         if name == "transformer":
             (folder / "model.onnx").write_bytes(b"stands for an hour of work")
         else:
-            real(plan, name, folder, on_progress)
+            real(plan, name, folder, progress)
 
-    monkeypatch.setattr(export_module, "export_component", dies)
-    options = BuildOptions(blocks=(1,))
+    monkeypatch.setattr(EXPORT, dies)
+    options = BuildOptions(emag_candidates=(1,))
     with pytest.raises(KeyboardInterrupt):
-        build(str(small_pipeline), out, options, silent)
+        build(str(small_pipeline), out, options)
     assert not out.exists()
     assert exported == ["transformer", "text_encoder", "text_encoder_2"]
 
-    monkeypatch.setattr(export_module, "export_component", real)
-    events: list[tuple[str, str]] = []
-    build(str(small_pipeline), out, options, lambda component, phase: events.append((component, phase)))
-    assert [component for component, phase in events if phase == "trace"] == ["vae_decoder"]
-    assert ("transformer", "reuse") in events
+    monkeypatch.setattr(EXPORT, real)
+    events: list[Event] = []
+    build(str(small_pipeline), out, options, progress=events.append)
+    assert [event.component for event in events if event.phase == "trace"] == ["vae_decoder"]
+    assert Event(component="transformer", phase="reuse") in events
     assert [path.name for path in tmp_path.iterdir()] == ["b"], "the partial folder must be gone"
 
 
@@ -85,9 +82,9 @@ def test_full_disk_says_what_to_do_and_keeps_finished_parts(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "export_component", full)
+    monkeypatch.setattr(EXPORT, full)
     with pytest.raises(ExportError, match=r"disk .* is full; free some space and run the same command again"):
-        build(str(small_pipeline), tmp_path / "b", BuildOptions(blocks=(1,)), silent)
+        build(str(small_pipeline), tmp_path / "b", BuildOptions(emag_candidates=(1,)))
     assert not (tmp_path / "b").exists()
 
 
@@ -99,26 +96,22 @@ def test_too_little_disk_is_refused_before_the_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "error", "message"),
     [
-        ("no-such-model", BuildOptions(), ModelError, "no known name"),
-        ("tiny-sd3", BuildOptions(blocks=()), InputError, "no candidate block"),
-        ("tiny-sd3", BuildOptions(blocks=(9, 10)), InputError, "blocks 0 to 9"),
-        ("tiny-sd3", BuildOptions(precision="int4"), InputError, "choose float32"),
-        (
-            "tiny-sd3",
-            BuildOptions(components=("transformer", "vae")),
-            InputError,
-            "no component 'vae'; it has",
-        ),
-        ("tiny-sd3", BuildOptions(components=("vae_decoder",)), InputError, "add it to --components"),
-        ("tiny-sd3", BuildOptions(max_sequence_length=513), InputError, "give 1 to 512"),
-        ("tiny-sd3", BuildOptions(seed=0), ModelError, "needs a known configuration: sd3"),
+        ("no-such-model", {}, ModelError, "no known name"),
+        ("tiny-sd3", {"emag_candidates": ()}, InputError, "no candidate block"),
+        ("tiny-sd3", {"emag_candidates": (9, 10)}, InputError, "blocks 0 to 9"),
+        ("tiny-sd3", {"precision": "int4"}, InputError, "choose fp32"),
+        ("tiny-sd3", {"components": ("transformer", "vae")}, InputError, "no component 'vae'; it has"),
+        ("tiny-sd3", {"components": ("vae_decoder",)}, InputError, "add it to `components`"),
+        ("tiny-sd3", {"without": ("vae_decoder",)}, InputError, "pictures need 'vae_decoder'"),
+        ("tiny-sd3", {"max_sequence_length": 513}, InputError, "takes 1 to 512 tokens"),
+        ("tiny-sd3", {"weights_seed": 0}, ModelError, "need a known configuration: sd3"),
     ],
 )
 def test_bad_options_change_nothing_on_disk(
-    model: str, options: BuildOptions, error: type[Exception], message: str, tmp_path: Path
+    model: str, options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        build(model, tmp_path / "b", options, silent)
+        build(model, tmp_path / "b", BuildOptions(**options))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,33 +136,33 @@ def test_incomplete_pipeline_is_refused(small_pipeline: Path, tmp_path: Path) ->
     copy = shutil.copytree(small_pipeline, tmp_path / "incomplete")
     (copy / "vae" / "config.json").unlink()
     with pytest.raises(ModelError, match=r"vae/config\.json is missing; .* save or download it again"):
-        build(str(copy), tmp_path / "b", BuildOptions(blocks=(1,)), silent)
+        build(str(copy), tmp_path / "b", BuildOptions(emag_candidates=(1,)))
 
 
 def test_key_follows_what_decides_the_content(
     small_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every option but ``overwrite``, the source's bytes, and the versions of what traces."""
-    base = BuildOptions(blocks=(1,))
+    """Every option, the source's bytes, and the versions of what traces."""
+    base = BuildOptions(emag_candidates=(1,))
 
     def key(options: BuildOptions = base, model: Path = small_pipeline) -> str:
-        return identify(str(model), options, silent).key
+        return identify(str(model), options).key
 
-    assert key() == key(replace(base, overwrite=True))
+    assert key() == key(replace(base, precision="fp32")), "spelt otherwise, the same precision"
     keys = {
         key(),
         key(replace(base, variant=Variant.EMAG)),
         key(replace(base, renorm=Renorm.NONE)),
-        key(replace(base, blocks=(2,))),
+        key(replace(base, emag_candidates=(2,))),
         key(replace(base, precision="float16")),
     }
     copy = shutil.copytree(small_pipeline, tmp_path / "copy")
     keys.add(key(model=copy))  # named otherwise
     (copy / "scheduler" / "scheduler_config.json").write_text("{}")
     keys.add(key(model=copy))
-    monkeypatch.setattr(identify_module, "version", lambda name: "0")
+    monkeypatch.setattr(f"{IDENTIFY}.version", lambda name: "0")
     keys.add(key())
-    monkeypatch.setattr(identify_module, "OPSETS", {"float32": OPSETS["float32"] + 1})
+    monkeypatch.setattr(f"{IDENTIFY}.OPSETS", {"float32": OPSETS["float32"] + 1})
     keys.add(key())
     assert len(keys) == 9
 
@@ -191,7 +184,7 @@ def test_truncated_weights_are_named(small_pipeline: Path, tmp_path: Path) -> No
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="is damaged: it has no safetensors header"):
-        build(str(copy), tmp_path / "b", BuildOptions(blocks=(1,)), silent)
+        build(str(copy), tmp_path / "b", BuildOptions(emag_candidates=(1,)))
     assert not (tmp_path / "b").exists()
 
 
@@ -206,8 +199,8 @@ def test_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "b"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"not empty.*--overwrite"):
-        build("tiny-sd3", out, BuildOptions(), silent)
+    with pytest.raises(InputError, match=r"not empty.*`overwrite`"):
+        build("tiny-sd3", out, BuildOptions())
     assert [path.name for path in tmp_path.rglob("*")] == ["b", "precious.txt"]
 
 

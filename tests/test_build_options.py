@@ -1,9 +1,11 @@
 """One build with what else changes its content: shared encoders and a LoRA, from the command line on."""
 
 import json
+import shlex
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,19 +13,18 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from emag_export.bundle import DENOISER, MANIFEST, Bundle
-from emag_export.cli.build import build_options_of
-from emag_export.cli.build import command as build_command
 from emag_export.cli.main import main
+from emag_export.cli.words import command_of
 from emag_export.contract import Renorm, Variant
-from emag_export.engines.registry import open_backend
-from emag_export.errors import InputError
-from emag_export.exporter.describe.identify import BuildOptions, arguments_of, identify
+from emag_export.errors import Call, InputError
+from emag_export.exporter.describe.identify import identify
 from emag_export.exporter.eager import open_eager, source_of
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
-from emag_export.exporter.source.lora import Lora
+from emag_export.exporter.source.lora import lora_records
+from emag_export.options import BuildOptions, Lora, given
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
-from tests.bundles import silent
+from tests.bundles import TinyBundles, opener
 
 LAYER, WIDTH, RANK = "transformer_blocks.2.attn.to_q", 32, 4
 
@@ -43,7 +44,7 @@ def write_lora(path: Path) -> Path:
 def test_shared_encoders_and_a_lora(small_pipeline: Path, small_bundle: Path, tmp_path: Path) -> None:
     lora = write_lora(tmp_path / "style.safetensors")
     out = tmp_path / "bundle"
-    command = ["build", "--model", str(small_pipeline), "--emag-layers", "1", "-o", str(out), "--json"]
+    command = ["build", "--model", str(small_pipeline), "--emag-candidates", "1", "-o", str(out), "--json"]
     command += ["--encoders", str(small_bundle), "--lora", f"{lora}:0.5"]
     assert CliRunner().invoke(main, command).exit_code == 0
     bundle = Bundle(out)
@@ -51,7 +52,7 @@ def test_shared_encoders_and_a_lora(small_pipeline: Path, small_bundle: Path, tm
     assert not list(out.glob("tokenizer*")) + list(out.glob("text_encoder*")) + list(out.glob("vae*"))
     (record,) = bundle.provenance.loras
     assert record.scale == 0.5
-    assert bundle.arguments[-4:] == ["--encoders", str(small_bundle), "--lora", f"{lora}:0.5"]
+    assert identify(str(small_pipeline), bundle.options).key == bundle.key
     inspected = json.loads(CliRunner().invoke(main, ["inspect", str(out), "--json"]).stdout)
     assert inspected["intact"]
 
@@ -59,7 +60,7 @@ def test_shared_encoders_and_a_lora(small_pipeline: Path, small_bundle: Path, tm
     feeds = random_inputs(bundle.spec(DENOISER), DENOISER_CHECK_SIZES[1])
     source = source_of(bundle)
     with (
-        open_backend("onnxruntime", threads=1)(bundle, DENOISER) as graph,
+        opener(threads=1)(bundle, DENOISER) as graph,
         open_eager(source)(bundle, DENOISER) as oracle,
     ):
         got, wanted = graph.run(feeds)["noise_pred"], oracle.run(feeds)["noise_pred"]
@@ -68,7 +69,7 @@ def test_shared_encoders_and_a_lora(small_pipeline: Path, small_bundle: Path, tm
         plain = source.load("transformer", type(oracle.module.model), torch_dtype=torch.float32)
         assert not torch.allclose(weights, dict(plain.named_parameters())[f"{LAYER}.weight"], atol=0.1)
 
-    with Pipeline(bundle, open_backend("onnxruntime", threads=1)) as pipeline:
+    with Pipeline(bundle, opener(threads=1)) as pipeline:
         prepared = pipeline.prepare([default_request(bundle, "a large red circle")])
         first = next(iter(pipeline.denoise(prepared)))
         assert pipeline.decode(first.latents).shape == (1, 64, 64, 3)
@@ -77,14 +78,14 @@ def test_shared_encoders_and_a_lora(small_pipeline: Path, small_bundle: Path, tm
 def test_each_of_them_is_part_of_the_key(small_pipeline: Path, small_bundle: Path, tmp_path: Path) -> None:
     lora = write_lora(tmp_path / "style.safetensors")
     choices = (
-        BuildOptions(blocks=(1,)),
-        BuildOptions(blocks=(1,), encoders=small_bundle),
-        BuildOptions(blocks=(1,), loras=(Lora(path=lora, scale=1.0),)),
-        BuildOptions(blocks=(1,), loras=(Lora(path=lora, scale=0.5),)),
-        BuildOptions(blocks=(1,), max_sequence_length=64),
-        BuildOptions(blocks=(1,), components=(DENOISER,)),
+        BuildOptions(emag_candidates=(1,)),
+        BuildOptions(emag_candidates=(1,), encoders=small_bundle),
+        BuildOptions(emag_candidates=(1,), loras=(Lora(path=lora, scale=1.0),)),
+        BuildOptions(emag_candidates=(1,), loras=(Lora(path=lora, scale=0.5),)),
+        BuildOptions(emag_candidates=(1,), max_sequence_length=64),
+        BuildOptions(emag_candidates=(1,), components=(DENOISER,)),
     )
-    assert len({identify(str(small_pipeline), choice, silent).key for choice in choices}) == len(choices)
+    assert len({identify(str(small_pipeline), choice).key for choice in choices}) == len(choices)
 
 
 @pytest.mark.parametrize("file", ["text_encoder/model.onnx", "tokenizer_2/tokenizer_config.json"])
@@ -95,7 +96,7 @@ def test_every_shared_file_is_part_of_the_key(
     copy = shutil.copytree(small_bundle, tmp_path / "copy")
 
     def key(encoders: Path) -> str:
-        return identify(str(small_pipeline), BuildOptions(blocks=(1,), encoders=encoders), silent).key
+        return identify(str(small_pipeline), BuildOptions(emag_candidates=(1,), encoders=encoders)).key
 
     assert key(copy) == key(small_bundle)
     manifest = json.loads((copy / MANIFEST).read_text())
@@ -104,39 +105,59 @@ def test_every_shared_file_is_part_of_the_key(
     assert key(copy) != key(small_bundle)
 
 
-def test_arguments_mean_the_same_options(tmp_path: Path) -> None:
+def test_a_command_means_the_options_it_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read by the command itself, every option at another value than its default."""
-    lora = write_lora(tmp_path / "my style.safetensors")
     wanted = BuildOptions(
         variant=Variant.EMAG_T,
         renorm=Renorm.IMG2TXT_ONLY,
-        blocks=(1, 3),
+        emag_candidates=(1, 3),
         precision="bfloat16",
         state_precision="float16",
         revision="main",
-        seed=7,
+        weights_seed=7,
         components=(DENOISER, "vae_decoder"),
+        without=("text_encoder_3",),
         encoders=tmp_path / "other",
-        loras=(Lora(path=lora, scale=1.0), Lora(path=lora, scale=-1e-7)),
-        t5=False,
+        loras=(Lora(path=tmp_path / "my style"), Lora(path=tmp_path / "my style", scale=-1e-7)),
         max_sequence_length=64,
     )
     default = BuildOptions()
     same = [f.name for f in fields(BuildOptions) if getattr(wanted, f.name) == getattr(default, f.name)]
-    assert same == ["overwrite"], "a new option needs its words"
+    assert same == [], "a new option needs its words"
+    read: list[tuple[str, BuildOptions]] = []
+
+    def record(model: str, output: Path, options: BuildOptions, **rest: Any) -> Bundle:
+        read.append((model, options))
+        raise InputError("that is enough")
+
+    monkeypatch.setattr("emag_export.cli.build._bundle", record)
     for options in (wanted, default):
-        words = arguments_of("sd3", options)
-        params = build_command.make_context("build", [*words, "-o", "bundle"]).params
-        assert params["model"] == "sd3"
-        assert build_options_of(params) == options
+        call = Call(verb="build", arguments={"model": "sd3", "output": "bundle", **given(options)})
+        words = shlex.split(command_of(call))
+        assert words[0] == "emag-export"
+        done = CliRunner().invoke(main, [*words[1:], "--backend", "none"])
+        assert "that is enough" in done.output
+    assert read == [("sd3", wanted), ("sd3", default)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_bundle_says_how_it_is_built_again(precision: str, tiny_bundles: TinyBundles) -> None:
+    """Every option is spelt out, so that a new default changes no old bundle."""
+    bundle = Bundle(tiny_bundles(Variant.EMAG_Q, precision))
+    assert identify("tiny-sd3", bundle.options).key == bundle.key
+    again = bundle.rebuild()
+    assert again.verb == "build"
+    assert (again.arguments["model"], again.arguments["overwrite"]) == ("tiny-sd3", True)
+    assert again.arguments["precision"] == precision
+    assert again.arguments["emag_candidates"] == (3, 4, 5)
 
 
 def test_encoders_and_components_exclude_each_other(small_pipeline: Path, small_bundle: Path) -> None:
-    options = BuildOptions(blocks=(1,), encoders=small_bundle, components=(DENOISER,))
-    with pytest.raises(InputError, match="leave out --components"):
-        identify(str(small_pipeline), options, silent)
+    options = BuildOptions(emag_candidates=(1,), encoders=small_bundle, components=(DENOISER,))
+    with pytest.raises(InputError, match="leave out `components`"):
+        identify(str(small_pipeline), options)
 
 
 def test_a_lora_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no LoRA file"):
-        Lora(path=tmp_path / "absent.safetensors", scale=1.0)
+        lora_records([Lora(path=tmp_path / "absent.safetensors", scale=1.0)])

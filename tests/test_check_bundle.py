@@ -14,18 +14,20 @@ import pytest
 import torch
 
 from emag_export.bundle import DENOISER, MANIFEST, Bundle
+from emag_export.engines.observed import ObservedEngine
 from emag_export.engines.protocol import Engine
-from emag_export.engines.registry import open_backend
 from emag_export.errors import InputError
 from emag_export.exporter.build import build
-from emag_export.exporter.components import load_transformer
-from emag_export.exporter.describe.identify import BuildOptions
 from emag_export.exporter.eager import open_eager, source_of
+from emag_export.exporter.source.load import load_transformer
+from emag_export.options import BuildOptions
+from emag_export.progress import Event
 from emag_export.reference import check_bundle as checking
 from emag_export.reference import memory
 from emag_export.reference.check_bundle import check_bundle, random_encoder
 from emag_export.runtime.request import GenerationRequest, default_request
-from tests.bundles import once, silent
+from tests.bundles import once, opener
+from tests.sd3 import EMBEDS, POOLED
 
 STEPS = 3
 PLENTY, SCARCE, NONE = 10**12, 10**9, 10**6
@@ -60,7 +62,7 @@ def _keep_denoiser(whole: Path, path: Path) -> None:
 def half(shared_folder: Path) -> Path:
     """The denoiser of tiny-sd3 in float16, built alone."""
     options = BuildOptions(precision="float16", components=(DENOISER,))
-    return once(shared_folder / "tiny-half", lambda path: build("tiny-sd3", path, options, silent))
+    return once(shared_folder / "tiny-half", lambda path: build("tiny-sd3", path, options))
 
 
 def have(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
@@ -70,7 +72,7 @@ def have(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
 def test_a_float16_graph_loses_less_than_pytorch(half: Path) -> None:
     """onnxruntime computes float16 in float32 on a CPU; measured 0.31 to 0.70 of PyTorch's error."""
     bundle = Bundle(half)
-    result = check_bundle(bundle, open_backend("onnxruntime", threads=1), requests(bundle))
+    result = check_bundle(bundle, opener(threads=1), requests(bundle))
     assert result.failures() == []
     assert result.floor is not None
     assert 0.1 < result.floor.ratio < 1
@@ -78,23 +80,20 @@ def test_a_float16_graph_loses_less_than_pytorch(half: Path) -> None:
 
 
 def test_the_floor_is_measured_only_where_it_says_something(half: Path, tiny_bundle: Path) -> None:
-    opener = open_backend("onnxruntime", threads=1)
     for bundle, floor in ((Bundle(half), False), (Bundle(tiny_bundle), True)):
-        assert check_bundle(bundle, opener, requests(bundle), floor=floor).floor is None
+        assert check_bundle(bundle, opener(threads=1), requests(bundle), floor=floor).floor is None
 
 
 def test_recording_first_changes_no_number(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle(half)
-    opener, told, found = open_backend("onnxruntime", threads=1), [], []
+    told, found = [], []
     asked = [replace(r, guidance=replace(r.guidance, name="emag+cads")) for r in requests(bundle)]
     for available in (PLENTY, SCARCE):
         have(monkeypatch, available)
-        progress: list[tuple[int, int]] = []
-        result = check_bundle(
-            bundle, opener, asked, progress=lambda *now, progress=progress: progress.append(now)
-        )
+        events: list[Event] = []
+        result = check_bundle(bundle, opener(threads=1), asked, progress=events.append)
         found.append(result.to_json())
-        told.append(progress)
+        told.append([(event.done, event.total) for event in events])
     assert [data["settings"].pop("order") for data in found] == [
         "side by side",
         "reference recorded first, to save memory",
@@ -115,29 +114,16 @@ def test_where_memory_is_short_the_model_is_gone_before_the_engine_comes(
         models.append(weakref.ref(model))
         return model
 
-    class Watching:
-        """Says at every call whether the reference's model is still there."""
-
-        def __init__(self, engine: Engine) -> None:
-            self.name, self.spec, self.device, self._engine = engine.name, engine.spec, engine.device, engine
-
-        def run(self, *arguments: Any, **options: Any) -> Any:
-            ran.append(bool(models) and models[0]() is not None)
-            return self._engine.run(*arguments, **options)
-
-        def __enter__(self) -> "Watching":
-            return self
-
-        def __exit__(self, *error: Any) -> None:
-            self._engine.__exit__(*error)
-
     have(monkeypatch, available)
     monkeypatch.setattr(checking, "load_transformer", load)
-    bundle, opener = Bundle(tiny_bundle), open_backend("onnxruntime", threads=1)
+    bundle = Bundle(tiny_bundle)
 
     def watched(bundle: Bundle, component: str) -> Engine:
-        engine = opener(bundle, component)
-        return Watching(engine) if component == DENOISER else engine
+        """Says at every call of the denoiser whether the reference's model is still there."""
+        engine = opener(threads=1)(bundle, component)
+        if component != DENOISER:
+            return engine
+        return ObservedEngine(engine, before=lambda _: ran.append(bool(models) and models[0]() is not None))
 
     gc.disable()  # what is only freed by the collector may be freed too late
     try:
@@ -151,20 +137,18 @@ def test_where_memory_is_short_the_model_is_gone_before_the_engine_comes(
 def test_a_recording_that_does_not_fit_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, NONE)
     bundle = Bundle(tiny_bundle)
-    with pytest.raises(InputError, match=r"the averages of its 3 steps .* fewer --steps"):
-        check_bundle(bundle, open_backend("onnxruntime", threads=1), requests(bundle))
+    with pytest.raises(InputError, match=r"the averages of its 3 steps .* fewer `steps`"):
+        check_bundle(bundle, opener(threads=1), requests(bundle))
 
 
 def test_a_denoiser_alone_is_compared_on_random_embeddings(denoiser_only: Path) -> None:
     """Measured: velocities to 1e-5, as with embeddings of prompts."""
     bundle = Bundle(denoiser_only)
-    result = check_bundle(
-        bundle, open_backend("onnxruntime", threads=1), requests(bundle, "a red circle", "a blue square")
-    )
+    result = check_bundle(bundle, opener(threads=1), requests(bundle, "a red circle", "a blue square"))
     assert result.failures() == []
     assert result.pictures == ()
-    assert "random" in result.settings["embeddings"]
-    assert "40 tokens" in result.settings["embeddings"]  # 20 of CLIP, 20 of T5
+    assert result.settings["embeddings"].startswith("random")
+    assert f"{EMBEDS} [40, " in result.settings["embeddings"]  # 20 tokens of CLIP, 20 of T5
     assert len(result.steps[0].reference_delta) == 2
 
 
@@ -179,24 +163,27 @@ def test_a_denoiser_alone_fails_when_it_is_another_one(
 
     monkeypatch.setattr(checking, "load_transformer", damaged)
     bundle = Bundle(denoiser_only)
-    assert not check_bundle(bundle, open_backend("onnxruntime", threads=1), requests(bundle)).passed
+    assert not check_bundle(bundle, opener(threads=1), requests(bundle)).passed
 
 
 def test_random_embeddings_belong_to_their_prompt(denoiser_only: Path) -> None:
     encode = random_encoder(Bundle(denoiser_only))
     both, again = encode(["a", "b"]), encode(["b"])
-    assert torch.equal(both.embeds[1:], again.embeds)
-    assert torch.equal(both.pooled[1:], again.pooled)
-    assert not torch.equal(both.embeds[0], both.embeds[1])
-    assert abs(float(both.embeds.std()) - 1) < 0.05  # of 10 240 numbers: 1 ± 0.007
-    assert abs(float(both.embeds.mean())) < 0.05
+    embeds = both.tensors[EMBEDS]
+    assert torch.equal(embeds[1:], again.tensors[EMBEDS])
+    assert torch.equal(both.tensors[POOLED][1:], again.tensors[POOLED])
+    assert not torch.equal(embeds[0], embeds[1])
+    assert abs(float(embeds.std()) - 1) < 0.05  # of 10 240 numbers: 1 ± 0.007
+    assert abs(float(embeds.mean())) < 0.05
 
 
 @pytest.fixture
 def bfloat16(denoiser_only: Path, tmp_path: Path) -> Iterator[Path]:
     """The same in bfloat16, whose graph no CPU provider runs: it is not there."""
     manifest = json.loads((denoiser_only / MANIFEST).read_text("utf-8"))
-    manifest["contract"]["precision"] = "bfloat16"
+    contract = manifest["contract"]
+    contract["precision"] = "bfloat16"
+    contract["conditioning"] = [{**tensor, "dtype": "bfloat16"} for tensor in contract["conditioning"]]
     for name in ("scheduler", "model_index.json"):
         (tmp_path / name).symlink_to(denoiser_only / name)
     (tmp_path / MANIFEST).write_text(json.dumps(manifest), "utf-8")

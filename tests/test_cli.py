@@ -15,7 +15,7 @@ from PIL import Image
 
 from emag_export.cli.options import Blocks
 from emag_export.contract import Variant
-from emag_export.models import KNOWN_MODELS
+from emag_export.families import KNOWN_MODELS
 from emag_export.runtime.pictures.metadata import read_picture_record
 
 PROMPT = "a large red circle on a blue background"
@@ -51,7 +51,19 @@ def pixels(path: Path) -> np.ndarray[Any, Any]:
 
 def test_help_names_every_command() -> None:
     text = succeeded("--help")
-    for command in ("build", "generate", "compare", "plan", "inspect", "models", "doctor", "demo"):
+    commands = (
+        "build",
+        "compile",
+        "generate",
+        "compare",
+        "bench",
+        "plan",
+        "inspect",
+        "models",
+        "doctor",
+        "demo",
+    )
+    for command in commands:
         assert command in text
         assert succeeded(command, "--help")
 
@@ -165,7 +177,7 @@ def test_compare_agrees_in_every_step(tiny_bundle: Path, tmp_path: Path) -> None
 
 
 def test_compare_fails_when_the_model_is_another_one(tiny_bundle: Path, small_pipeline: Path) -> None:
-    assert "its files differ" in refused(3, "compare", tiny_bundle, "--reference", small_pipeline)
+    assert "its files differ" in refused(3, "compare", tiny_bundle, "--source", small_pipeline)
 
 
 def test_plan_prints_the_formula(tiny_bundle: Path) -> None:
@@ -210,17 +222,23 @@ def test_models_and_doctor() -> None:
         (["--prompt", "x", "--steps", "0"], "0 denoising steps"),
         (["--prompt", "x", "--guidance-scale", "nan"], "guidance scale is nan; give a finite number"),
         (["--prompt", "x", "--emag-scale", "inf"], "emag scale is inf"),
-        (["--prompt", "x", "--height", "60"], "height 60 is no multiple of 8; take 56 or 64"),
-        (["--prompt", "x", "--width", "0"], "width 0 is no multiple of 8"),
+        (["--prompt", "x", "--height", "60"], "--height 60 is no multiple of 8; take 56 or 64"),
+        (["--prompt", "x", "--width", "0"], "--width 0 is no multiple of 8"),
         (["--prompt", "x", "--width", "4096"], "positional embedding covers: 192"),
         (["--prompt", "x", "--seed", "-1"], "seed is -1"),
-        (["--prompt", "x", "--blocks", "9"], "block 9 is no candidate of this bundle, which has 3, 4, 5"),
-        (["--prompt", "x", "--blocks", "six"], "names no blocks; write 6-8"),
-        (["--prompt", "x", "--beta", "2"], "beta is 2.0; it must lie between"),
+        (
+            ["--prompt", "x", "--emag-blocks", "9"],
+            "block 9 is no candidate of this bundle, which has 3, 4, 5",
+        ),
+        (["--prompt", "x", "--emag-blocks", "six"], "names no blocks; write 6-8"),
+        (["--prompt", "x", "--emag-beta", "2"], "beta is 2.0; it must lie between"),
         (["--prompt", "x", "--variant", "emag"], "holds the variant emag-q, emag was asked for"),
         (["--prompt", "x", "--guidance", "magic"], "is not one of"),
         (["--prompt", "x", "--images", "2"], "do not fit into"),
-        (["--prompt", "x", "--weight-budget", "64"], "for TensorRT, onnxruntime keeps all weights"),
+        (
+            ["--prompt", "x", "--weight-budget", "64"],
+            "--weight-budget is for tensorrt, tensorrt-rtx, onnxruntime has none",
+        ),
         (["--like", "missing.png"], "cannot be read as a picture"),
     ],
 )
@@ -261,7 +279,9 @@ def test_build_refusals_by_exit_code(tmp_path: Path, tiny_bundle: Path) -> None:
     out = tmp_path / "b"
     assert "no known name" in refused(3, "build", "--model", "nonsense", "-o", out)
     assert "hub cannot be reached" in refused(3, "build", "--model", "sd3", "-o", out)
-    assert "blocks 0 to 9" in refused(2, "build", "--model", "tiny-sd3", "--emag-layers", "8-12", "-o", out)
+    assert "blocks 0 to 9" in refused(
+        2, "build", "--model", "tiny-sd3", "--emag-candidates", "8-12", "-o", out
+    )
     assert "is not a bundle" in refused(4, "generate", out, "--prompt", PROMPT, "-o", tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.eager import EagerEngine
+from emag_export.engines.observed import ObservedEngine
+from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
-from emag_export.exporter.describe.identify import contract_of
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.fork import fork
+from emag_export.families import FAMILIES
+from emag_export.progress import Event
 from emag_export.reference.compare import Pictures, compare
 from emag_export.reference.comparison import Choice, Comparison
 from emag_export.reference.report import write_report
@@ -35,13 +38,15 @@ def model() -> SD3Transformer2DModel:
 
 
 def plan_for(model: SD3Transformer2DModel, precision: str = "float32") -> Plan:
-    contract = contract_of(model.config, variant=Variant.EMAG, blocks=(6, 7, 8), precision=precision)
+    contract = FAMILIES["sd3"].contract(
+        model.config, variant=Variant.EMAG, blocks=(6, 7, 8), precision=precision
+    )
     schedule = flow_match_schedule({"shift": 3.0}, STEPS, image_tokens=48)
     return make_plan(contract, schedule, Guidance())
 
 
 def engine_of(model: SD3Transformer2DModel, contract: DenoiserContract) -> EagerEngine:
-    return EagerEngine(ForkedSD3(model, contract).eval(), contract.graph)
+    return EagerEngine(fork(model, contract), contract.graph)
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +106,10 @@ def test_pictures_are_compared(sound: Comparison) -> None:
 def test_a_generator_is_consumed_as_it_comes_and_progress_is_told(
     model: SD3Transformer2DModel, reference: list[ReferenceStep]
 ) -> None:
-    plan, told = plan_for(model), []
-    result = compare(
-        engine_of(model, plan.contract),
-        plan,
-        iter(reference[:3]),
-        progress=lambda done, total: told.append((done, total)),
-    )
-    assert told == [(done, 2 * STEPS) for done in range(1, 7)]
+    plan = plan_for(model)
+    told: list[Event] = []
+    result = compare(engine_of(model, plan.contract), plan, iter(reference[:3]), progress=told.append)
+    assert [(event.done, event.total) for event in told] == [(done, 2 * STEPS) for done in range(1, 7)]
     assert len(result.steps) == len(result.free) == 3
     assert result.pictures == ()
 
@@ -122,18 +123,14 @@ def test_one_changed_weight_fails(model: SD3Transformer2DModel, reference: list[
     assert any("step 0" in failure and "cond" in failure for failure in result.failures())
 
 
-class TamperedEngine(EagerEngine):
+def tampered(engine: Engine, output: str, change: Callable[[Tensor], Tensor]) -> ObservedEngine:
     """Changes one output on its way out."""
 
-    def __init__(self, engine: EagerEngine, name: str, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(engine.module, engine.spec)
-        self.output, self.change = name, change
-
-    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        outputs = super().run(feeds, out)
+    def after(feeds: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         with torch.inference_mode():
-            outputs[self.output].copy_(self.change(outputs[self.output]))
-        return outputs
+            outputs[output].copy_(change(outputs[output]))
+
+    return ObservedEngine(engine, after=after)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +150,7 @@ def test_every_output_is_held_to_something(
     told: str,
 ) -> None:
     plan = plan_for(model)
-    engine = TamperedEngine(engine_of(model, plan.contract), output, change)
+    engine = tampered(engine_of(model, plan.contract), output, change)
     failures = compare(engine, plan, reference).failures()
     assert any(told in failure for failure in failures), failures
 
@@ -170,7 +167,7 @@ def test_a_state_lost_between_steps_fails_in_the_free_run(
         return average * factor if len(calls) > STEPS else average
 
     plan = plan_for(model)
-    engine = TamperedEngine(engine_of(model, plan.contract), "ema_state_out", spoil_in_free_run)
+    engine = tampered(engine_of(model, plan.contract), "ema_state_out", spoil_in_free_run)
     failures = compare(engine, plan, reference).failures()
     assert failures
     assert all(failure.startswith("free run") for failure in failures)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.cli.options import opener_of
 from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.engines.compiled import MAX_KINDS, CompiledEngine
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import EngineError
-from emag_export.exporter.describe.identify import contract_of
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
+from emag_export.families import FAMILIES
+from tests.bundles import opener
 from tests.typecheck import unchecked
 
 # Loading the code generator defines scripted methods, which PyTorch itself calls deprecated.
@@ -66,9 +66,9 @@ def engines(request: pytest.FixtureRequest) -> Iterator[tuple[EagerEngine, Compi
         pooled_projection_dim=8,
         pos_embed_max_size=12,
     ).requires_grad_(False)
-    contract = contract_of(model.config, variant=Variant.EMAG_Q, blocks=(0,))
+    contract = FAMILIES["sd3"].contract(model.config, variant=Variant.EMAG_Q, blocks=(0,))
     with unchecked() as plain:
-        fork = plain.ForkedSD3(model, contract).eval().to(request.param)
+        fork = plain.fork(model, contract).to(request.param)
         with CompiledEngine(fork, contract.graph, request.param) as compiled:
             yield EagerEngine(fork, contract.graph, request.param), compiled
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_compiled_says_what_to_do() -> None:
     with (
         unchecked(),
         CompiledEngine(Reads(), VECTOR, backend="eager") as engine,
-        pytest.raises(EngineError, match=r"cpu\) failed in part: .*; --backend torch runs it without comp"),
+        pytest.raises(EngineError, match=r"cpu\) failed in part: .*; `backend` torch runs it without comp"),
     ):
         engine.run({"x": torch.ones(2)})
 
@@ -143,14 +143,12 @@ def test_without_a_compiler_for_cpp_one_is_asked_for() -> None:
         unchecked(),
         torch._inductor.config.patch(absent),
         CompiledEngine(Doubled(), VECTOR) as engine,
-        pytest.raises(EngineError, match=r"install a C\+\+ compiler .*, or --backend torch runs it without"),
+        pytest.raises(EngineError, match=r"install a C\+\+ compiler .*, or `backend` torch runs it without"),
     ):
         engine.run({"x": torch.ones(5)})
 
 
-def test_the_command_line_compiles_the_denoiser_alone(tiny_bundle: Path) -> None:
-    options = {"backend": "torch-compile", "device": "", "cuda_graphs": True, "weight_budget": None}
-    bundle = Bundle(tiny_bundle)
-    opener = opener_of(bundle, options)
-    with opener(bundle, DENOISER) as denoiser, opener(bundle, "vae_decoder") as decoder:
+def test_the_backend_compiles_the_denoiser_alone(tiny_bundle: Path) -> None:
+    bundle, compiling = Bundle(tiny_bundle), opener(backend="torch-compile")
+    with compiling(bundle, DENOISER) as denoiser, compiling(bundle, "vae_decoder") as decoder:
         assert (denoiser.name, decoder.name) == ("torch.compile (cpu)", "torch eager (cpu)")

@@ -16,26 +16,34 @@ from emag_export.contract import (
     DenoiserContract,
     GraphSpec,
     Renorm,
+    TensorSpec,
     Variant,
     member,
 )
 from emag_export.errors import BundleError, ContractError, InputError
 from emag_export.records import parse_record
-from emag_export.shapes import evaluate
+from emag_export.shapes import Dim, evaluate
 
 SD3 = DenoiserContract(
+    family="sd3",
     variant=Variant.EMAG_Q,
     blocks=(6, 7, 8),
     num_blocks=24,
     heads=24,
     head_dim=64,
-    in_channels=16,
+    latents=(16, "2*h", "2*w"),
     out_channels=16,
-    patch_size=2,
-    max_grid=192,
-    text_dim=4096,
-    pooled_dim=2048,
+    grid=("h", "w"),
+    keys="h*w+text",
+    conditioning=(
+        TensorSpec(name="encoder_hidden_states", dtype="float32", dims=("trunk_rows", "text", 4096)),
+        TensorSpec(name="pooled_projections", dtype="float32", dims=("trunk_rows", 2048)),
+    ),
+    limits={"h": 192, "w": 192},
 )
+"""SD3-medium."""
+FIXED = replace(SD3, latents=(4, 32, 32), grid=(16, 16), keys=256, conditioning=(), limits={})
+"""A model without text whose pictures have one size, as DiT has."""
 SIZES = {"trunk_rows": 2, "rows": 3, "tracked": 1, "text": 333, "h": 64, "w": 64}
 
 SETTINGS = st.fixed_dictionaries(
@@ -56,6 +64,47 @@ def test_the_state_is_as_large_as_the_paper_says(variant: Variant, megabytes: fl
     contract = replace(SD3, variant=variant, state_dtype="float16", blocks=(6,))
     (state,) = (tensor for tensor in contract.graph.inputs if tensor.name == "ema_state")
     assert state.nbytes(SIZES) / 1e6 == pytest.approx(megabytes, rel=5e-3)
+
+
+def test_the_graph_of_sd3_is_spelt_as_always() -> None:
+    """Names and shapes that engines and other programs rely on."""
+    shapes = {tensor.name: tensor.dims for tensor in (*SD3.graph.inputs, *SD3.graph.outputs)}
+    assert shapes == {
+        "hidden_states": ("trunk_rows", 16, "2*h", "2*w"),
+        "timestep": ("trunk_rows",),
+        "encoder_hidden_states": ("trunk_rows", "text", 4096),
+        "pooled_projections": ("trunk_rows", 2048),
+        "branch_rows": ("rows",),
+        "ema_state": ("tracked", 3, 24, "h", "w", 64),
+        "ema_step": ("tracked",),
+        "layer_mask": ("tracked", 3),
+        "noise_pred": ("rows", 16, "2*h", "2*w"),
+        "ema_state_out": ("tracked", 3, 24, "h", "w", 64),
+        "layer_delta": ("tracked", 3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("variant", "of_sd3", "of_fixed"),
+    [
+        (Variant.EMAG_Q, (24, "h", "w", 64), (24, 16, 16, 64)),
+        (Variant.EMAG, (24, "h*w", "h*w+text"), (24, 256, 256)),
+        (Variant.EMAG_I, (24, "h*w", "h*w"), (24, 256, 256)),
+        (Variant.EMAG_T, (24, "h*w", "text"), None),
+    ],
+)
+def test_what_is_averaged_follows_from_variant_and_attention(
+    variant: Variant, of_sd3: tuple[Dim, ...], of_fixed: tuple[Dim, ...] | None
+) -> None:
+    assert replace(SD3, variant=variant).state_dims == of_sd3
+    if of_fixed is None:
+        with pytest.raises(InputError, match="this model's attention sees none; choose another `variant`"):
+            replace(FIXED, variant=variant)
+        return
+    fixed = replace(FIXED, variant=variant)
+    assert fixed.state_dims == of_fixed
+    assert fixed.tokens == 256
+    assert fixed.graph.symbols == ("trunk_rows", "rows", "tracked"), "nothing but rows is dynamic"
 
 
 def parsed(kind: Any, data: dict[str, Any]) -> Any:
@@ -97,7 +146,7 @@ def test_binding_names_what_is_missing_or_unknown() -> None:
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ((), "no candidate block was given; .*--emag-layers"),
+        ((), "no candidate block was given; .*`emag_candidates`"),
         ((7, 6), "ascending"),
         ((6, 6), "without repetition"),
         ((-1, 2), "blocks 0 to 23"),
@@ -109,7 +158,7 @@ def test_bad_candidate_blocks_are_refused(blocks: tuple[int, ...], message: str)
         replace(SD3, blocks=blocks)
 
 
-@pytest.mark.parametrize("version", [0, -1, CONTRACT_VERSION + 1])
+@pytest.mark.parametrize("version", [0, -1, CONTRACT_VERSION - 1, CONTRACT_VERSION + 1])
 def test_another_contract_version_is_refused_with_a_remedy(version: int) -> None:
     with pytest.raises(BundleError, match=f"contract version is {version}, .* upgrade emag-export"):
         parsed(DenoiserContract, {**asdict(SD3), "version": version})
@@ -122,13 +171,18 @@ def _without(field: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("data", "named"),
     [
-        ({}, "variant is missing"),
+        ({}, "family is missing"),
         ({**asdict(SD3), "version": "1"}, "version: input should be a valid integer"),
         ({**asdict(SD3), "variant": "emag-z"}, "variant: .*'emag-q', 'emag', .*got \"emag-z\""),
         ({**asdict(SD3), "blocks": None}, "blocks: "),
         ({**asdict(SD3), "blocks": [99]}, r"candidate blocks \[99\] lie outside"),
         ({**asdict(SD3), "blocks": [2.5]}, r"blocks\.0: "),
         ({**asdict(SD3), "heads": 0}, "heads is 0; it must be at least 1"),
+        ({**asdict(SD3), "latents": [16, "2*h"]}, "latents are .*; wanted are channels, then two or more"),
+        ({**asdict(SD3), "latents": ["c", "h", "w"]}, "wanted are channels, then two or more sides"),
+        ({**asdict(SD3), "out_channels": 8}, "8 channels are predicted of latents that have 16"),
+        ({**asdict(SD3), "prediction": "sample"}, "prediction is 'sample'; it must be velocity or epsilon"),
+        ({**asdict(SD3), "keys": "h*w-1"}, "'h.w-1' is no dimension"),
         ({**asdict(SD3), "heads": True}, "heads: "),
         ({**asdict(SD3), "precision": "float8"}, "precision is 'float8'"),
         ({**asdict(SD3), "unheard_of": 1}, "unheard_of is no field"),
@@ -151,7 +205,7 @@ def test_enumerations_are_made_of_their_values() -> None:
     """In a fresh interpreter: a caller without a type checker may well give a string."""
     code = (
         "from emag_export.contract import *\n"
-        "from emag_export.exporter.describe.identify import BuildOptions\n"
+        "from emag_export.options import BuildOptions\n"
         "options = BuildOptions(variant='emag-q', renorm='none')\n"
         "assert options.variant is Variant.EMAG_Q and options.renorm is Renorm.NONE\n"
         "assert options == BuildOptions(renorm=Renorm.NONE)\n"

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 
 from emag_export.bundle import DENOISER, GRAPH_FILE, Bundle, engine_graph_file
-from emag_export.contract import GraphSpec
-from emag_export.engines.ort import OnnxRuntimeEngine
+from emag_export.engines.observed import ObservedEngine
 from emag_export.reference.check_bundle import random_encoder
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.prepare import Prepared, prepare
 from emag_export.runtime.request import default_request
-from emag_export.runtime.sampling.state import EmaState
+from emag_export.runtime.sampling.state import RunState
+from tests.bundles import opener
 
 STANDARD = {
     "MatMul": (14, -1),
@@ -36,74 +37,54 @@ FUSED = {**STANDARD, "MatMul": (12, -1), "Softmax": (0, 0), "MultiHeadAttention"
 """Likewise, in the graph that onnxruntime takes."""
 
 
-class Counting:
-    """An engine that notes the rows and the buffers of every call."""
+@dataclass
+class Counts:
+    """What was noted of every call."""
 
-    def __init__(self, engine: OnnxRuntimeEngine) -> None:
-        self.engine = engine
-        self.rows: list[tuple[int, int]] = []
-        self.buffers: list[tuple[int, int]] = []
+    rows: list[tuple[int, int]] = field(default_factory=list)
+    """Trunk and branch rows."""
+    buffers: list[tuple[int, int]] = field(default_factory=list)
+    """Addresses of the averages that were read and written."""
 
-    name = "counting"
-
-    @property
-    def spec(self) -> GraphSpec:
-        return self.engine.spec
-
-    @property
-    def device(self) -> torch.device:
-        return self.engine.device
-
-    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        outputs = self.engine.run(feeds, out)
+    def note(self, feeds: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         self.rows.append((feeds["hidden_states"].shape[0], feeds["branch_rows"].shape[0]))
         self.buffers.append((feeds["ema_state"].data_ptr(), outputs["ema_state_out"].data_ptr()))
-        return outputs
-
-    def __enter__(self) -> "Counting":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
-def run(tiny_bundle: Path) -> tuple[Prepared, Counting, EmaState]:
+def run(tiny_bundle: Path) -> tuple[Prepared, Counts, RunState]:
     """A whole run of tiny-sd3 with its defaults, 28 steps."""
-    bundle = Bundle(tiny_bundle)
+    bundle, counts = Bundle(tiny_bundle), Counts()
     prepared = prepare(bundle, [default_request(bundle, "x")], random_encoder(bundle), torch.device("cpu"))
-    state = EmaState.zeros_for(bundle.contract, prepared.latents, prepared.conditioning.embeds)
-    with bundle.loading(DENOISER, "onnxruntime") as graph:
-        engine = OnnxRuntimeEngine(graph, bundle.contract.graph)
-    with engine:
-        counting = Counting(engine)
-        for _ in denoise(counting, prepared.plan, prepared.latents, prepared.conditioning, state=state):
+    start = RunState.start(bundle.contract, prepared.latents, prepared.conditioning.given)
+    with ObservedEngine(opener()(bundle, DENOISER), after=counts.note) as engine:
+        for _ in denoise(engine, prepared.plan, start, prepared.conditioning):
             pass
-    return prepared, counting, state
+    return prepared, counts, start
 
 
-def test_one_engine_call_per_step(run: tuple[Prepared, Counting, EmaState]) -> None:
-    prepared, counting, _ = run
-    assert len(counting.rows) == len(prepared.plan.steps) == 28
+def test_one_engine_call_per_step(run: tuple[Prepared, Counts, RunState]) -> None:
+    prepared, counts, _ = run
+    assert len(counts.rows) == len(prepared.plan.steps) == 28
 
 
-def test_rows_that_are_sent_are_those_of_the_plan(run: tuple[Prepared, Counting, EmaState]) -> None:
+def test_rows_that_are_sent_are_those_of_the_plan(run: tuple[Prepared, Counts, RunState]) -> None:
     """Ten blocks, candidates from the third: 560 row-blocks of CFG and 18 rows through seven blocks."""
-    prepared, counting, _ = run
+    prepared, counts, _ = run
     contract = prepared.plan.contract
     fork, rest = contract.fork, contract.num_blocks - contract.fork
-    sent = sum(trunk * fork + branch * rest for trunk, branch in counting.rows)
+    sent = sum(trunk * fork + branch * rest for trunk, branch in counts.rows)
     assert sent == prepared.plan.cost.planned == 560 + 18 * 7
 
 
-def test_averages_are_never_copied(run: tuple[Prepared, Counting, EmaState]) -> None:
+def test_averages_are_never_copied(run: tuple[Prepared, Counts, RunState]) -> None:
     """Two buffers from the first step to the last, the one that is written being read next."""
-    _, counting, state = run
-    assert {pointer for pair in counting.buffers for pointer in pair} == {
+    _, counts, state = run
+    assert {pointer for pair in counts.buffers for pointer in pair} == {
         state.average.data_ptr(),
         state.spare.data_ptr(),
     }
-    for (_, written), (read, _) in zip(counting.buffers[:-1], counting.buffers[1:], strict=True):
+    for (_, written), (read, _) in zip(counts.buffers[:-1], counts.buffers[1:], strict=True):
         assert read == written
 
 

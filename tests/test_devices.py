@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
-from emag_export.exporter.describe.identify import contract_of
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.fork import fork
+from emag_export.families import FAMILIES
 from emag_export.reference.compare import Pictures, compare
 from emag_export.reference.two_pass import two_pass_denoise
 from emag_export.runtime.guidance.rules import Guidance, Rows
@@ -94,10 +94,10 @@ def test_the_pretence_sees_a_mixture() -> None:
 
 def test_an_engine_elsewhere_is_compared_to_the_same_numbers() -> None:
     model = golden_model()
-    contract = contract_of(model.config, variant=Variant.EMAG, blocks=(6, 7, 8))
+    contract = FAMILIES["sd3"].contract(model.config, variant=Variant.EMAG, blocks=(6, 7, 8))
     plan = make_plan(contract, flow_match_schedule({"shift": 3.0}, 6, image_tokens=24), Guidance())
     steps = list(two_pass_denoise(model, plan, *random_inputs(model)))
-    engine = EagerEngine(ForkedSD3(model, contract).eval(), contract.graph)
+    engine = EagerEngine(fork(model, contract), contract.graph)
 
     def decode(latents: Rows) -> Pictures:
         assert latents.device == CPU

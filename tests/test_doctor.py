@@ -69,9 +69,10 @@ def test_a_gpu_too_old_for_both_is_sent_to_onnxruntime(monkeypatch: pytest.Monke
     pretend(monkeypatch, "Tesla V100", 7, 0)
     for flavour in FLAVOURS.values():
         with pytest.raises(
-            EngineError, match=r"needs 7\.5 or newer; use --backend onnxruntime --device cuda$"
+            EngineError, match=r"needs 7\.5 or newer; use `backend` onnxruntime with `device`"
         ):
             current_gpu(flavour)
+    assert "needs 7.5 or newer; use --backend onnxruntime with --device cuda" in shown(monkeypatch)
 
 
 def test_the_targets_exist_in_the_module_and_are_supported_gpus() -> None:

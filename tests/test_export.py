@@ -15,11 +15,11 @@ from emag_export.bundle import engine_graph_file
 from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ExportError
-from emag_export.exporter.describe.identify import OPSETS
+from emag_export.exporter.describe.recipes import OPSETS
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.graph.fork import embed_time
 from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.exporter.graph.passes import write_engine_graphs
+from emag_export.families.sd3.graph import embed_time
 from tests.conftest import Exporter, small_fork
 
 GRAPHS = [("sd3", Variant.EMAG_Q), ("sd3", Variant.EMAG), ("sd35", Variant.EMAG_Q)]
@@ -147,8 +147,9 @@ def test_time_is_embedded_as_in_diffusers() -> None:
     fork = small_fork("sd3")
     feeds = random_inputs(fork.contract.graph, DENOISER_EXAMPLE_SIZES)
     timestep, pooled = feeds["timestep"], feeds["pooled_projections"]
-    embed = fork.model.time_text_embed
-    assert torch.equal(embed_time(embed, fork.frequencies, timestep, pooled), embed(timestep, pooled))
+    embed: Any = fork.model.time_text_embed
+    frequencies = fork.get_buffer("frequencies")
+    assert torch.equal(embed_time(embed, frequencies, timestep, pooled), embed(timestep, pooled))
 
 
 def test_frequencies_in_the_graph_are_those_of_torch(exported: Exporter) -> None:
@@ -158,7 +159,7 @@ def test_frequencies_in_the_graph_are_those_of_torch(exported: Exporter) -> None
         tensor.name: numpy_helper.to_array(tensor, str(graph.path.parent))
         for tensor in onnx.load(str(graph.path), load_external_data=False).graph.initializer
     }
-    assert np.array_equal(arrays["frequencies"], graph.fork.frequencies.numpy())
+    assert np.array_equal(arrays["frequencies"], graph.fork.get_buffer("frequencies").numpy())
     exponents = -np.log(10000) * np.arange(128, dtype=np.float32) / 128
     assert not np.array_equal(arrays["frequencies"], np.exp(exponents.astype(np.float32)))
 

@@ -14,35 +14,36 @@ import torch
 from click.testing import CliRunner
 
 from emag_export.bundle import DENOISER, Bundle, file_records
-from emag_export.cli import engine_build
+from emag_export.cli import build as build_command
+from emag_export.cli import compile_options
 from emag_export.cli.main import main
 from emag_export.contract import Variant
 from emag_export.engines.tensorrt import detect
-from emag_export.engines.tensorrt.flavour import FLAVOURS
+from emag_export.engines.tensorrt.flavour import FLAVOURS, Flavour
+from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.errors import EngineError, InputError
-from emag_export.exporter import export as export_module
 from emag_export.exporter import staging
 from emag_export.exporter.build import build
-from emag_export.exporter.describe.identify import BuildOptions, identify
+from emag_export.exporter.describe.identify import identify
+from emag_export.exporter.graph import export as export_module
 from emag_export.exporter.resources import needs_of, require_memory
 from emag_export.exporter.source.find import find_source
+from emag_export.families import KNOWN_MODELS
 from emag_export.hashing import hash_file
-from emag_export.models import KNOWN_MODELS
-from tests.bundles import TinyBundles, silent
+from emag_export.options import BuildOptions
+from tests.bundles import TinyBundles
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN_MODELS if name != "tiny-sd3"])
 def test_published_models_are_built_in_half_precision(name: str) -> None:
-    plan = identify(name, BuildOptions(seed=0), silent)
+    plan = identify(name, BuildOptions(weights_seed=0))
     assert plan.contract.precision == "float16"
-    words = dict(zip(plan.arguments[::2], plan.arguments[1::2], strict=False))
-    assert words["--precision"] == "fp16", "recorded, so that a new default changes no old bundle"
-    assert identify(name, BuildOptions(seed=0, precision="float32"), silent).contract.precision == "float32"
+    assert identify(name, BuildOptions(weights_seed=0, precision="float32")).contract.precision == "float32"
 
 
 def test_the_embedded_model_and_the_measuring_one_are_built_in_float32() -> None:
-    assert identify("tiny-sd3", BuildOptions(), silent).contract.precision == "float32"
-    assert identify("sd3-narrow", BuildOptions(seed=0), silent).contract.precision == "float32"
+    assert identify("tiny-sd3", BuildOptions()).contract.precision == "float32"
+    assert identify("sd3-narrow", BuildOptions(weights_seed=0)).contract.precision == "float32"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_what_it_says_before_it_begins(tmp_path: Path) -> None:
     assert "sd3-emag-q is not empty" in done.stderr
     assert "needs about 4.4 GB of disk and 5.0 GB of memory for transformer" in done.stderr
     assert "ONNX only: this machine shows no NVIDIA GPU" in done.stderr
-    assert "add --backend tensorrt-rtx --target sm" in done.stderr
+    assert "emag-export compile BUNDLE --backend tensorrt-rtx --target sm" in done.stderr
     assert 'pip install "emag-export[tensorrt-rtx]"' in done.stderr
 
 
@@ -87,25 +88,25 @@ def test_what_it_says_before_it_begins(tmp_path: Path) -> None:
     [("sd3", "transformer", "float16", 4.74e9)],
 )
 def test_memory_is_predicted_as_measured(model: str, component: str, precision: str, measured: float) -> None:
-    options = BuildOptions(seed=0, components=(component,), precision=precision)
-    assert measured < needs_of(identify(model, options, silent)).memory < 1.25 * measured
+    options = BuildOptions(weights_seed=0, components=(component,), precision=precision)
+    assert measured < needs_of(identify(model, options)).memory < 1.25 * measured
 
 
 def test_disk_is_predicted_as_written(tiny_bundles: TinyBundles) -> None:
     for precision in ("float32", "float16"):
         bundle = Bundle(tiny_bundles(Variant.EMAG_Q, precision))
         written = sum(record.bytes for name, record in bundle.files.items() if name.endswith(".data"))
-        needs = needs_of(identify("tiny-sd3", BuildOptions(precision=precision), silent))
+        needs = needs_of(identify("tiny-sd3", BuildOptions(precision=precision)))
         assert written < needs.disk < 2 * written, "graphs of a tiny model are not small beside its weights"
         assert needs_of(bundle_plan(precision), engines=True).disk == pytest.approx(2 * needs.disk, abs=1)
 
 
 def bundle_plan(precision: str) -> Any:
-    return identify("tiny-sd3", BuildOptions(precision=precision), silent)
+    return identify("tiny-sd3", BuildOptions(precision=precision))
 
 
 def test_a_machine_that_is_too_small_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = needs_of(identify("sd3.5-large", BuildOptions(seed=0, components=(DENOISER,)), silent))
+    needs = needs_of(identify("sd3.5-large", BuildOptions(weights_seed=0, components=(DENOISER,))))
     memory = type("Memory", (), {"total": 8 * 10**9, "available": 10**9})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(psutil, "swap_memory", lambda: type("Swap", (), {"total": 0}))
@@ -131,7 +132,7 @@ def test_weights_are_gone_when_files_are_hashed(
 
     monkeypatch.setattr(export_module, "_load", loaded)
     monkeypatch.setattr(staging, "file_records", hashed)
-    build(str(small_pipeline), tmp_path / "b", BuildOptions(blocks=(1,), components=(DENOISER,)), silent)
+    build(str(small_pipeline), tmp_path / "b", BuildOptions(emag_candidates=(1,), components=(DENOISER,)))
     assert len(modules) == 1
 
 
@@ -194,10 +195,10 @@ def test_the_folder_is_named_after_the_whole_model(
 ) -> None:
     """sd3.5-medium shall not be written to where sd3 is."""
 
-    def stop(model: str, output: Path, options: Any, *, engines: bool) -> Bundle:
+    def stop(model: str, output: Path, options: Any, **how: bool) -> Bundle:
         raise InputError(f"into {output}.")
 
-    monkeypatch.setattr("emag_export.cli.build._bundle", stop)
+    monkeypatch.setattr(build_command, "_bundle", stop)
     done = CliRunner().invoke(main, ["build", "--model", model, "--variant", "emag", "--backend", "none"])
     assert f"into {folder}." in done.output
 
@@ -207,13 +208,13 @@ def test_engines_are_built_where_they_run_unless_refused(
 ) -> None:
     built: list[str] = []
 
-    def record(bundle: Bundle, choice: engine_build.EngineChoice) -> dict[str, Any]:
-        built.append(choice.flavour.backend)
+    def record(bundle: Bundle, flavour: Flavour, options: EngineOptions) -> dict[str, Any]:
+        built.append(flavour.backend)
         return {"folder": "engines", "bytes": 1, "built": []}
 
-    monkeypatch.setattr("emag_export.cli.build.build_engines", record)
-    monkeypatch.setattr(engine_build, "usable_flavour", lambda: (FLAVOURS["tensorrt-rtx"], ""))
-    monkeypatch.setattr(engine_build, "current_gpu", lambda flavour, instead: None)
+    monkeypatch.setattr(compile_options, "compile_engines", record)
+    monkeypatch.setattr(build_command, "usable_flavour", lambda: (FLAVOURS["tensorrt-rtx"], ""))
+    monkeypatch.setattr(compile_options, "current_gpu", lambda flavour, instead: None)
     command = ["build", "--model", "tiny-sd3", "-o", str(tiny_bundle)]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output

@@ -11,16 +11,22 @@ from torch import Tensor
 from emag_export.bundle import DENOISER, MANIFEST, Bundle
 from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.eager import EagerEngine
+from emag_export.engines.observed import ObservedEngine
 from emag_export.errors import InputError
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.fork import fork
 from emag_export.footprint import Footprint, footprint
-from emag_export.manifest import FileRecord, Geometry, Manifest, Provenance
+from emag_export.manifest import FileRecord, Manifest, Provenance
 from emag_export.models import SamplingDefaults
 from emag_export.records import dump_record
-from emag_export.runtime.loop import Conditioning, ImageStep, call_engine
-from emag_export.runtime.sampling.plan import Phase
-from emag_export.runtime.sampling.state import EmaState
+from emag_export.runtime.guidance.rules import Guidance
+from emag_export.runtime.sampling.call import calls_of, place_calls
+from emag_export.runtime.sampling.plan import EmagWindows, Phase, make_plan
+from emag_export.runtime.sampling.schedule import Schedule
+from emag_export.runtime.sampling.state import RunState
+from emag_export.runtime.step import step
+from emag_export.sizes import Geometry, TextRange
 from tests.conftest import small_fork
+from tests.sd3 import conditioning
 
 HEIGHT, WIDTH, CLIP_TOKENS, T5_TOKENS, FACTOR = 96, 64, 5, 6, 8
 FILES = {f"{DENOISER}/model.onnx": 300, f"{DENOISER}/model.onnx.data": 7000, "vae_decoder/model.onnx": 90}
@@ -30,14 +36,14 @@ def bundle_of(contract: DenoiserContract, folder: Path) -> Bundle:
     """A manifest and nothing else: the formula may look at no file."""
     folder.mkdir(exist_ok=True)
     defaults = SamplingDefaults(
-        height=HEIGHT, width=WIDTH, emag_layers=contract.blocks, max_sequence_length=T5_TOKENS
+        height=HEIGHT, width=WIDTH, candidates=contract.blocks, max_sequence_length=T5_TOKENS
     )
+    text = TextRange(least=CLIP_TOKENS, usual=CLIP_TOKENS + T5_TOKENS, most=CLIP_TOKENS + T5_TOKENS)
     manifest = Manifest(
         key="",
         contract=contract,
-        geometry=Geometry(vae_factor=FACTOR, clip_tokens=CLIP_TOKENS),
+        geometry=Geometry(pixels_per_latent=FACTOR, text=text),
         defaults=defaults,
-        arguments=(),
         files={name: FileRecord(bytes=size, sha256="") for name, size in FILES.items()},
         graphs={DENOISER: contract.graph},
         precision_notes={},
@@ -52,39 +58,41 @@ def nbytes(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class Recording(EagerEngine):
-    """Remembers the bytes of everything in its last call but the averages."""
-
-    seen = 0
-
-    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        outputs = super().run(feeds, out)
-        tensors = {**feeds, **outputs}
-        self.seen = nbytes(*(tensors[name] for name in tensors if not name.startswith("ema_state")))
-        return outputs
-
-
 @pytest.mark.parametrize("state_dtype", ["float32", "float16"])
 @pytest.mark.parametrize("variant", [Variant.EMAG_Q, Variant.EMAG])
 def test_averages_inputs_and_outputs_are_those_of_the_runtime(
     variant: Variant, state_dtype: str, tmp_path: Path
 ) -> None:
-    images, fork = 2, small_fork("sd3", variant)
-    fork = ForkedSD3(fork.model, replace(fork.contract, state_dtype=state_dtype)).eval()
-    contract = fork.contract
-    latents = torch.randn(images, contract.in_channels, HEIGHT // FACTOR, WIDTH // FACTOR)
-    embeds = torch.randn(images, CLIP_TOKENS + T5_TOKENS, contract.text_dim)
-    pooled = torch.randn(images, contract.pooled_dim)
-    conditioning = Conditioning(embeds=embeds, pooled=pooled, negative_embeds=embeds, negative_pooled=pooled)
-    state = EmaState.zeros_for(contract, latents, embeds)
-    engine = Recording(fork, contract.graph)
-    steps = [ImageStep(phase=Phase.GUIDE, timestep=500.0, ema_step=0.012)] * images
-    call_engine(engine, steps, latents, conditioning, state, mask=torch.zeros_like(state.delta), uncond=True)
+    images, model = 2, small_fork("sd3", variant).model
+    contract = replace(small_fork("sd3", variant).contract, state_dtype=state_dtype)
+    windows = EmagWindows(delta=0)
+    plan = make_plan(contract, Schedule.flow((1.0, 0.0), (500.0,)), Guidance(), windows)
+    assert plan.steps[0].phase == Phase.GUIDE
+    latents = torch.randn(images, contract.channels, HEIGHT // FACTOR, WIDTH // FACTOR)
+    embeds, pooled = torch.randn(images, CLIP_TOKENS + T5_TOKENS, 16), torch.randn(images, 8)
+    given = conditioning(embeds, pooled, embeds, pooled)
+    run = RunState.start(contract, latents, given.given)
+    seen = 0
+
+    def look(feeds: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """Bytes of everything in a call but the averages."""
+        nonlocal seen
+        tensors = {**feeds, **outputs}
+        seen = nbytes(*(tensors[name] for name in tensors if not name.startswith("ema_state")))
+
+    engine = ObservedEngine(EagerEngine(fork(model, contract), contract.graph), after=look)
+    (call,) = place_calls(calls_of(plan, images), contract, engine.device)
+    step(engine, call, run, given.trunk(call.rows))
     got = footprint(bundle_of(contract, tmp_path), images=images, height=HEIGHT, width=WIDTH)
-    assert got.averages == nbytes(state.average, state.spare)
-    assert got.transfers == engine.seen
+    assert got.averages == nbytes(run.average, run.spare)
+    assert got.transfers == seen
     assert got.weights == 7300, "files of the denoiser only"
     assert got.total == got.weights + got.averages + got.transfers + got.working
+
+
+def unlimited(variant: Variant) -> DenoiserContract:
+    """Of a model that draws pictures of any size: only in large ones do the terms come apart."""
+    return replace(small_fork("sd3", variant).contract, limits={})
 
 
 def at(bundle: Bundle, images: int = 1, side: int = 64, *, fused: bool | None = None) -> Footprint:
@@ -93,7 +101,7 @@ def at(bundle: Bundle, images: int = 1, side: int = 64, *, fused: bool | None = 
 
 @pytest.mark.parametrize("variant", Variant)
 def test_images_add_up_and_scores_are_what_fusing_saves(variant: Variant, tmp_path: Path) -> None:
-    bundle = bundle_of(small_fork("sd3", variant).contract, tmp_path)
+    bundle = bundle_of(unlimited(variant), tmp_path)
     one, three = at(bundle), at(bundle, 3)
     for part in ("averages", "transfers", "working"):
         assert getattr(three, part) == pytest.approx(3 * getattr(one, part), abs=2), part  # rounding
@@ -112,7 +120,7 @@ def test_a_bundle_with_a_graph_for_onnxruntime_is_fused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name is the backend's: what ``open_backend`` asks a bundle for."""
-    contract = small_fork("sd3").contract
+    contract = unlimited(Variant.EMAG_Q)
     plain = bundle_of(contract, tmp_path / "a")
     monkeypatch.setitem(FILES, f"{DENOISER}/onnxruntime.onnx", 10)
     own = bundle_of(contract, tmp_path / "b")
@@ -133,5 +141,7 @@ def test_sizes_that_cannot_be_drawn(tmp_path: Path) -> None:
     bundle = bundle_of(small_fork("sd3").contract, tmp_path)
     with pytest.raises(InputError, match="give at least 1"):
         at(bundle, images=0)
-    with pytest.raises(InputError, match="height 40 is no multiple of 16"):
+    with pytest.raises(InputError, match="`height` 40 is no multiple of 16"):
         at(bundle, side=40)
+    with pytest.raises(InputError, match=r"`height` 208 is more than this model's .* covers: 192"):
+        at(bundle, side=208)

@@ -22,13 +22,13 @@ def scratch(shared_folder: Path) -> Callable[[Variant, int], int]:
     """(variant, side in tokens) to scratch bytes of a half-precision fork with three branch rows."""
 
     def measure(variant: Variant, side: int) -> int:
-        fork = small_fork(variant, heads=HEADS)
+        forked = small_fork(variant, heads=HEADS)
         path = shared_folder / "fusion" / str(variant) / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                export(fork, path)
-        return scratch_of(path, fork.contract, side)
+                export(forked, path)
+        return scratch_of(path, forked.contract, side)
 
     return measure
 

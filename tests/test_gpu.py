@@ -8,7 +8,7 @@ import torch
 
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.contract import Variant
-from emag_export.engines.registry import open_backend
+from emag_export.engines.registry import EngineOpener
 from emag_export.engines.tensorrt.build import plan_engine_build
 from emag_export.engines.tensorrt.flavour import FLAVOURS
 from emag_export.engines.tensorrt.inspector import read_layers
@@ -16,9 +16,9 @@ from emag_export.engines.tensorrt.open import open_tensorrt
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.probe import probe
 from emag_export.errors import EmagError
-from emag_export.runtime.pipeline import EngineOpener, Pipeline
+from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
-from tests.bundles import TinyBundles
+from tests.bundles import TinyBundles, opener
 
 pytestmark = pytest.mark.gpu
 PROMPTS = ("a large red circle on a blue background", "a small green star on a white background")
@@ -45,7 +45,7 @@ def built(
     path = tmp_path_factory.mktemp(backend) / "bundle"
     shutil.copytree(tiny_bundles(Variant.EMAG_Q, request.param), path)
     bundle = Bundle(path)
-    plan_engine_build(bundle, FLAVOURS[backend], EngineOptions(tf32=False)).run(lambda *report: None)
+    plan_engine_build(bundle, FLAVOURS[backend], EngineOptions(tf32=False)).run()
     return bundle
 
 
@@ -55,12 +55,10 @@ def latents(bundle: Bundle, name: str, *, cuda_graphs: bool = True) -> torch.Ten
     Kernels are compiled before they first run: otherwise TensorRT-RTX would change them, and with them the
     rounding, between one call and the next.
     """
-    opener: EngineOpener
+    open_engine: EngineOpener = opener(backend=name)
     if name in FLAVOURS:
-        opener = open_tensorrt(FLAVOURS[name], cuda_graphs=cuda_graphs, eager_kernels=True)
-    else:
-        opener = open_backend(name)
-    with Pipeline(bundle, opener) as pipeline:
+        open_engine = open_tensorrt(FLAVOURS[name], cuda_graphs=cuda_graphs, eager_kernels=True)
+    with Pipeline(bundle, open_engine) as pipeline:
         prepared = pipeline.prepare([default_request(bundle, prompt) for prompt in PROMPTS])
         return torch.stack([step.latents.cpu() for step in pipeline.denoise(prepared)])
 
@@ -77,7 +75,7 @@ def test_cuda_graphs_change_nothing(backend: str, built: Bundle) -> None:
 
 
 def test_nothing_waits_between_steps_once_graphs_are_captured(backend: str, built: Bundle) -> None:
-    with Pipeline(built, open_backend(backend)) as pipeline:
+    with Pipeline.open(built, backend=backend) as pipeline:
         prepared = pipeline.prepare([default_request(built, PROMPTS[0])])
         for _ in pipeline.denoise(prepared):
             pass

@@ -22,8 +22,8 @@ from benchmarks.gpu.lines import Identity, Lines, key_of
 from benchmarks.gpu.results import result_of
 from benchmarks.gpu.runner import Runner
 from benchmarks.gpu.speed import time_run
-from emag_export.architectures import PIPELINES
 from emag_export.bench.memory import HostMemory
+from emag_export.families import FAMILIES
 
 IDENTITY = Identity(commit="c0ffee", device="a GPU", driver="580", versions={"torch": "2"})
 PRODUCT = Item(kind="product", limit=60)
@@ -110,7 +110,8 @@ def test_operations_of_sd3_medium_are_those_that_its_layers_add_up_to() -> None:
     width, image, text = 1536, 64 * 64, 333
     layers = 2 * width**2 * (24 * 12 * image + (23 * 12 + 3) * text)  # the last block's text ends at its keys
     attention = 24 * 4 * (image + text) ** 2 * width
-    counted = row_flops(PIPELINES["sd3"]["transformer"], height=128, width=128, text=text)
+    family = FAMILIES["sd3"]
+    counted = row_flops(family, family.configs["sd3"]["transformer"], {"h": 64, "w": 64, "text": text})
     assert counted == pytest.approx(layers + attention, rel=2e-3)
     assert counted == pytest.approx(8.9e12, rel=1e-3)
 
@@ -240,7 +241,7 @@ def test_maps_are_drawn_one_picture_at_a_time_and_engines_have_one_size(tmp_path
     engines = [item for item in everything if item.kind == "engine"]
     for command in (item.command(options(tmp_path)) for item in engines):
         given = dict(pairwise(command))
-        assert given["--height"] == given["--width"] == "64"
+        assert given["--height-range"] == given["--width-range"] == "64"
         assert given["--max-images"] in ("1", "4")
 
 

@@ -1,6 +1,7 @@
 """Identities that every guidance must satisfy."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,9 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from emag_export.errors import InputError
-from emag_export.runtime.guidance.apg import ApgConfig, apg
+from emag_export.runtime.guidance.apg import ApgConfig, ApgTerms, apg
 from emag_export.runtime.guidance.cads import CadsConfig, cads, cads_gamma
-from emag_export.runtime.guidance.rules import GUIDANCES, Guidance, Predictions, cfg, combine, emag
+from emag_export.runtime.guidance.clean import Clean, Number
+from emag_export.runtime.guidance.rules import (
+    GUIDANCES,
+    Guidance,
+    Predictions,
+    Terms,
+    cfg,
+    combine,
+    emag,
+)
 
 SEEDS = st.integers(0, 2**31)
 SCALES = st.floats(0, 15)
@@ -25,6 +35,17 @@ def draw(seed: int, count: int, images: int = 2) -> list[Tensor]:
     return [torch.randn(images, 4, 6, 5, generator=generator) for _ in range(count)]
 
 
+def flow(sigma: float) -> Clean:
+    """x0 = x - sigma v."""
+    return Clean.of(1.0, -sigma)
+
+
+def guided_by(guidance: Guidance, predictions: Predictions, latents: Tensor) -> Tensor:
+    """At the first step, sigma 0.5."""
+    terms = Terms.of(guidance, flow(0.5))
+    return combine(guidance.rule, terms, predictions, latents, torch.zeros_like(latents))[0]
+
+
 def close(got: Tensor, wanted: Tensor, atol: float = ATOL) -> None:
     torch.testing.assert_close(got, wanted, rtol=0, atol=atol)
 
@@ -33,9 +54,8 @@ def close(got: Tensor, wanted: Tensor, atol: float = ATOL) -> None:
 def test_emag_scale_one_is_exactly_the_conditional_and_so_cfg(seed: int, scale: float) -> None:
     u, c, p, x = draw(seed, 4)
     close(emag(c, p, 1.0), c)
-    guided, _ = combine(
-        Guidance(scale=scale, emag_scale=1.0), Predictions(uncond=u, cond=c, perturbed=p), x, None, -0.5
-    )
+    guidance = Guidance(scale=scale, emag_scale=1.0)
+    guided = guided_by(guidance, Predictions(uncond=u, cond=c, perturbed=p), x)
     close(guided, cfg(u, c, scale), atol=ATOL)
 
 
@@ -51,7 +71,7 @@ def test_an_equal_perturbed_prediction_changes_nothing(seed: int, scale: float, 
     u, c, x = draw(seed, 3)
     uncond = u if GUIDANCES[name].uncond else None
     guidance = Guidance(name=name, scale=scale, emag_scale=3.0)
-    guided, _ = combine(guidance, Predictions(uncond=uncond, cond=c, perturbed=c), x, None, -0.5)
+    guided = guided_by(guidance, Predictions(uncond=uncond, cond=c, perturbed=c), x)
     assert torch.equal(guided, c if uncond is None else cfg(u, c, scale))
 
 
@@ -59,14 +79,14 @@ def test_an_equal_perturbed_prediction_changes_nothing(seed: int, scale: float, 
 def test_apg_without_its_three_ideas_is_cfg(seed: int, scale: float, sigma: float) -> None:
     u, c, x = draw(seed, 3)
     config = ApgConfig(scale=scale, eta=1.0, norm_threshold=float("inf"), momentum=0.0)
-    guided, _ = apg(x, c, u, torch.zeros_like(x), -sigma, config)
+    guided, _ = apg(x, c, u, torch.zeros_like(x), flow(sigma), config.terms)
     close(guided, cfg(u, c, scale), ATOL_APG)
 
 
 @given(SEEDS, SIGMAS)
 def test_apg_moves_orthogonally_to_the_clean_image(seed: int, sigma: float) -> None:
     u, c, x, m = draw(seed, 4)
-    guided, _ = apg(x, c, u, m, -sigma, ApgConfig(scale=2.0, eta=0.0))
+    guided, _ = apg(x, c, u, m, flow(sigma), ApgConfig(scale=2.0, eta=0.0).terms)
     clean, moved = x - sigma * c, x - sigma * guided
     cosine = torch.cosine_similarity((moved - clean).flatten(1), clean.flatten(1))
     close(cosine, torch.zeros_like(cosine))
@@ -75,7 +95,8 @@ def test_apg_moves_orthogonally_to_the_clean_image(seed: int, sigma: float) -> N
 @given(SEEDS, SIGMAS, st.floats(0.1, 20))
 def test_apg_moves_no_further_than_its_limit(seed: int, sigma: float, limit: float) -> None:
     u, c, x, m = draw(seed, 4)
-    guided, _ = apg(x, c, u, m, -sigma, ApgConfig(scale=2.0, eta=1.0, norm_threshold=limit))
+    config = ApgConfig(scale=2.0, eta=1.0, norm_threshold=limit)
+    guided, _ = apg(x, c, u, m, flow(sigma), config.terms)
     moved = (sigma * (guided - c)).flatten(1).norm(dim=1)
     assert (moved <= limit * (1 + 1e-4) + ATOL).all()  # rounding, relative and absolute
 
@@ -83,22 +104,71 @@ def test_apg_moves_no_further_than_its_limit(seed: int, sigma: float, limit: flo
 @given(SEEDS)
 def test_apg_momentum_follows_its_recurrence(seed: int) -> None:
     u, c, x, m = draw(seed, 4)
-    _, after = apg(x, c, u, m, -0.5, ApgConfig(momentum=-0.5))
+    _, after = apg(x, c, u, m, flow(0.5), ApgConfig(momentum=-0.5).terms)
     close(after, -0.5 * (c - u) - 0.5 * m)
 
 
 @given(SEEDS)
 def test_apg_keeps_images_apart(seed: int) -> None:
     u, c, x, m = draw(seed, 4)
-    both, _ = apg(x, c, u, m, -0.5, ApgConfig())
-    alone, _ = apg(x[:1], c[:1], u[:1], m[:1], -0.5, ApgConfig())
+    both, _ = apg(x, c, u, m, flow(0.5), ApgConfig().terms)
+    alone, _ = apg(x[:1], c[:1], u[:1], m[:1], flow(0.5), ApgConfig().terms)
     close(both[:1], alone, ATOL_APG)
 
 
 def test_apg_survives_a_zero_coefficient_and_zero_differences() -> None:
     zero = torch.zeros(1, 4, 2, 2)
-    guided, _ = apg(zero, zero, zero, zero, 0.0, ApgConfig())
+    guided, _ = apg(zero, zero, zero, zero, flow(0.0), ApgConfig().terms)
     assert guided.isfinite().all()
+
+
+def per_image(guidances: list[Guidance], clean: list[Clean]) -> Terms:
+    """Numbers of several images as tensors, as a call has them."""
+
+    def wide(values: list[Number]) -> Tensor:
+        return torch.tensor(values).reshape(-1, 1, 1, 1)
+
+    settings = [guidance.apg.terms for guidance in guidances]
+    return Terms(
+        scale=wide([guidance.scale for guidance in guidances]),
+        emag_scale=wide([guidance.emag_scale for guidance in guidances]),
+        apg=ApgTerms(**{name: wide([getattr(s, name) for s in settings]) for name in asdict(settings[0])}),
+        clean=Clean(**{name: wide([getattr(c, name) for c in clean]) for name in asdict(clean[0])}),
+    )
+
+
+SETTINGS = st.tuples(
+    st.floats(0, 15), st.floats(0, 3), st.floats(0, 1), st.floats(0.1, 20), st.floats(-0.9, 0.9), SIGMAS
+)
+
+
+@pytest.mark.parametrize("name", ["cfg", "emag", "emag-only", "apg", "emag+apg"])
+@given(seed=SEEDS, settings=st.lists(SETTINGS, min_size=1, max_size=4))
+def test_images_with_settings_of_their_own_are_guided_as_alone(
+    name: str, seed: int, settings: list[tuple[float, ...]]
+) -> None:
+    """Bit for bit. Numbers instead of tensors round otherwise where APG divides by a norm."""
+    u, c, p, x, m = draw(seed, 5, images=len(settings))
+    predictions = Predictions(uncond=u if GUIDANCES[name].uncond else None, cond=c, perturbed=p)
+    guidances = [
+        Guidance(
+            name=name,
+            scale=scale,
+            emag_scale=emag_scale,
+            apg=ApgConfig(scale=scale, eta=eta, norm_threshold=limit, momentum=momentum),
+        )
+        for scale, emag_scale, eta, limit, momentum, _ in settings
+    ]
+    clean = [flow(sigma) for *_, sigma in settings]
+    rule = GUIDANCES[name]
+    together = combine(rule, per_image(guidances, clean), predictions, x, m)
+    for i, guidance in enumerate(guidances):
+        of_image = predictions.select(torch.tensor([i])), x[i : i + 1], m[i : i + 1]
+        alone = combine(rule, per_image([guidance], [clean[i]]), *of_image)
+        numbers = combine(rule, Terms.of(guidance, clean[i]), *of_image)
+        for both, one, plain in zip(together, alone, numbers, strict=True):
+            assert torch.equal(both[i : i + 1], one)
+            close(one, plain, ATOL_APG if rule.apg else 0)
 
 
 @given(SEEDS, st.floats(0, 1))

@@ -11,12 +11,14 @@ from torch import nn
 
 from emag_export.contract import GraphSpec
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
-from emag_export.exporter.components import AUXILIARY, load_weights
 from emag_export.exporter.graph.examples import random_inputs
-from emag_export.exporter.graph.half import keep_attention_in_float32, weights_precision
 from emag_export.exporter.graph.onnx_export import export_graph
-from emag_export.exporter.source.find import SourceModel
+from emag_export.exporter.source.load import wrapped as traced
+from emag_export.families import FAMILIES
+from emag_export.families.half import keep_attention_in_float32
+from emag_export.families.source_model import SourceModel
 
+SD3 = FAMILIES["sd3"]
 HALF_MAX = torch.finfo(torch.float16).max
 
 
@@ -34,7 +36,7 @@ def large_t5(folder: Path, *, feed_forward: float, scores: float) -> SourceModel
             weight.data *= scores**0.5
     model.save_pretrained(folder / "text_encoder_3")
     index = {"text_encoder_3": ["transformers", "T5EncoderModel"]}
-    return SourceModel(name="m", path=folder, revision=None, index=index)
+    return SourceModel(name="m", path=folder, revision=None, index=index, family=SD3)
 
 
 def large_vae(folder: Path, *, force_upcast: bool, scale: float) -> SourceModel:
@@ -55,17 +57,17 @@ def large_vae(folder: Path, *, force_upcast: bool, scale: float) -> SourceModel:
     )
     model.decoder.conv_in.weight.data *= scale
     model.save_pretrained(folder / "vae")
-    return SourceModel(name="m", path=folder, revision=None, index={"vae": ["diffusers", "AutoencoderKL"]})
+    index = {"vae": ["diffusers", "AutoencoderKL"]}
+    return SourceModel(name="m", path=folder, revision=None, index=index, family=SD3)
 
 
 def wrapped(source: SourceModel, name: str, precision: str) -> tuple[nn.Module, GraphSpec]:
-    part = AUXILIARY[name]
-    model = load_weights(source, part.source, part.library, part.model_class, precision)
-    return part.wrap(model).eval(), part.spec(name, source.config(part.source), precision)
+    part = SD3.component(name)
+    return traced(source, part, precision), part.spec(name, source.config(part.folder), precision)
 
 
 def exported(module: nn.Module, spec: GraphSpec, path: Path) -> OnnxRuntimeEngine:
-    export_graph(module, spec, random_inputs(spec, AUXILIARY[spec.name].example), path)
+    export_graph(module, spec, random_inputs(spec, SD3.component(spec.name).example), path)
     return OnnxRuntimeEngine(path, spec, OrtOptions(threads=1))
 
 
@@ -172,5 +174,5 @@ def test_decoder_beyond_float16_stays_finite(force_upcast: bool, scale: float, t
     ],
 )
 def test_force_upcast_matters_in_float16_only(config: dict[str, bool], precision: str, wanted: str) -> None:
-    assert weights_precision(config, "AutoencoderKL", precision) == wanted
-    assert weights_precision(config, "T5EncoderModel", precision) == precision
+    assert SD3.component("vae_decoder").weights_precision(config, precision) == wanted
+    assert SD3.component("text_encoder_3").weights_precision(config, precision) == precision

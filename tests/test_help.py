@@ -2,8 +2,10 @@
 
 import re
 
+import click
 import pytest
 
+from emag_export.cli.main import main
 from tests.help import FOLDER, commands, shown
 
 
@@ -28,3 +30,15 @@ def test_help_fits_a_terminal_and_shows_no_markup(name: str) -> None:
 def test_the_first_commands_stand_on_lines_of_their_own() -> None:
     """They were one paragraph once, with a literal backslash in front."""
     assert "\n    emag-export build --model tiny-sd3 -o bundle\n" in shown("emag-export")
+
+
+@pytest.mark.parametrize("name", [name for name in commands() if name != "emag-export"])
+def test_every_option_is_explained_and_stands_in_a_group(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    for option in command.params:
+        assert isinstance(option, click.Argument) or (isinstance(option, click.Option) and option.help), (
+            option
+        )
+    *_, others = shown(name).split("\n\n")
+    assert others == "Other options:\n  -h, --help  Show this message and exit.\n"

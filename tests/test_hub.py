@@ -11,7 +11,8 @@ import pytest
 
 from emag_export.errors import ModelError
 from emag_export.exporter.source.find import find_source
-from emag_export.exporter.source.weight_files import needed_files
+from emag_export.families import FAMILIES
+from emag_export.families.weight_files import needed_files
 from emag_export.tiny_sd3 import MODEL_DIR
 
 # What the hub lists for SD3-medium and SD3.5-large, shortened.
@@ -58,7 +59,7 @@ NEEDED = [
 
 
 def test_needed_files_of_a_published_repository() -> None:
-    assert needed_files(REPOSITORY, "m") == NEEDED
+    assert needed_files(REPOSITORY, "m", FAMILIES.values()) == NEEDED
 
 
 class Hub:

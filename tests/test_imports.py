@@ -55,9 +55,10 @@ def test_identifying_a_build_loads_nothing_heavy(small_pipeline: Path, small_bun
     loaded = loaded_after(
         "from pathlib import Path\n"
         "from emag_export.contract import Variant\n"
-        "from emag_export.exporter.describe.identify import BuildOptions, finished_bundle, identify\n"
-        "options = BuildOptions(variant=Variant.EMAG, blocks=(1, 2))\n"
-        f"plan = identify({str(small_pipeline)!r}, options, lambda component, phase: None)\n"
+        "from emag_export.exporter.describe.identify import finished_bundle, identify\n"
+        "from emag_export.options import BuildOptions\n"
+        "options = BuildOptions(variant=Variant.EMAG, emag_candidates=(1, 2))\n"
+        f"plan = identify({str(small_pipeline)!r}, options, lambda event: None)\n"
         f"assert finished_bundle(Path({str(small_bundle)!r}), plan.key) is not None"
     )
     assert not loaded & {"torch", "numpy", *EXPORTING}
@@ -68,7 +69,7 @@ def test_build_that_is_up_to_date_loads_nothing_that_exports(
 ) -> None:
     """The command, all options included; with anything else than a finished bundle it would need them all."""
     arguments = ["build", "--model", str(small_pipeline), "-o", str(small_bundle)]
-    arguments += ["--variant", "emag", "--emag-layers", "1,2"]
+    arguments += ["--variant", "emag", "--emag-candidates", "1,2"]
     loaded = loaded_after(
         f"from emag_export.cli.main import main\nmain({arguments!r}, standalone_mode=False)"
     )

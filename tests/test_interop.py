@@ -15,7 +15,6 @@ import torch
 
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.engines.protocol import TORCH_DTYPES
-from emag_export.exporter.components import AUXILIARY
 from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs
 from emag_export.shapes import Sizes
 
@@ -29,15 +28,15 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
     return Bundle(request.getfixturevalue(f"{request.param}_bundle"))
 
 
-def sizes_of(component: str) -> Sizes:
-    return DENOISER_EXAMPLE_SIZES if component == DENOISER else AUXILIARY[component].example
+def sizes_of(bundle: Bundle, component: str) -> Sizes:
+    return DENOISER_EXAMPLE_SIZES if component == DENOISER else bundle.family.component(component).example
 
 
 def test_onnxruntime_opens_and_runs_every_graph(bundle: Bundle) -> None:
     """Plainly, by path, fed by the names of the contract."""
     for component in bundle.components:
         session = onnxruntime.InferenceSession(bundle.path / component / "model.onnx")
-        spec, sizes = bundle.spec(component), sizes_of(component)
+        spec, sizes = bundle.spec(component), sizes_of(bundle, component)
         assert [value.name for value in session.get_inputs()] == [tensor.name for tensor in spec.inputs]
         feeds = {name: tensor.numpy() for name, tensor in random_inputs(spec, sizes).items()}
         shapes = spec.output_shapes(sizes)
@@ -77,7 +76,8 @@ def test_polygraphy_lint_finds_nothing(component: str, tiny_bundle: Path, tmp_pa
     graph, report = tiny_bundle / component / "model.onnx", tmp_path / "lint.json"
     options: list[str] = []
     if component == DENOISER:
-        shapes = Bundle(tiny_bundle).spec(component).input_shapes(sizes_of(component))
+        bundle = Bundle(tiny_bundle)
+        shapes = bundle.spec(component).input_shapes(sizes_of(bundle, component))
         options = ["--input-shapes", *(f"{n}:[{','.join(map(str, s))}]" for n, s in shapes.items())]
         options += ["--val-range", f"branch_rows:[0,{shapes['hidden_states'][0] - 1}]"]
     polygraphy("check", "lint", graph, "-o", report, *options)

@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from emag_export.contract import Variant
+from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ContractError, InputError
 from emag_export.runtime.guidance.rules import Guidance
-from emag_export.runtime.loop import Conditioning, DenoiseStep, ImageStep, call_engine, denoise
-from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
-from emag_export.runtime.sampling.rows import lay_out_rows, place_rows
+from emag_export.runtime.loop import DenoiseStep, denoise
+from emag_export.runtime.sampling.conditioning import Conditioning
+from emag_export.runtime.sampling.plan import EmagWindows, Plan, make_plan
+from emag_export.runtime.sampling.pool import StatePool
 from emag_export.runtime.sampling.schedule import flow_match_schedule
-from emag_export.runtime.sampling.state import EmaState, StatePool
+from emag_export.runtime.sampling.state import RunState
+from tests import sd3
 from tests.conftest import small_fork
 
 # A batched matrix product sums in another order than a single one. Measured: below 5e-6 on latents up to 30.
@@ -55,10 +57,15 @@ def engine(request: pytest.FixtureRequest) -> CountingEngine:
     return CountingEngine(fork, fork.contract.graph)
 
 
+def contract_of(engine: EagerEngine) -> DenoiserContract:
+    contract: Any = engine.module.contract
+    assert isinstance(contract, DenoiserContract)
+    return contract
+
+
 def plan_of(engine: EagerEngine, steps: int = 8, name: str = "emag", **windows: Any) -> Plan:
     schedule = flow_match_schedule({"shift": 3.0}, steps, GRID[0] * GRID[1])
-    contract: Any = engine.module.contract
-    return make_plan(contract, schedule, Guidance(name=name), EmagWindows(**windows))
+    return make_plan(contract_of(engine), schedule, Guidance(name=name), EmagWindows(**windows))
 
 
 def noise(images: int) -> Tensor:
@@ -71,67 +78,29 @@ def conditioning(images: int) -> Conditioning:
     def normal(*shape: int) -> Tensor:
         return torch.randn(images, *shape, generator=generator)
 
-    return Conditioning(
-        embeds=normal(TEXT, 16), pooled=normal(8), negative_embeds=normal(TEXT, 16), negative_pooled=normal(8)
-    )
+    return sd3.conditioning(normal(TEXT, 16), normal(8), normal(TEXT, 16), normal(8))
 
 
-def only(given: Conditioning, rows: slice) -> Conditioning:
-    assert given.negative_embeds is not None and given.negative_pooled is not None
-    return Conditioning(
-        embeds=given.embeds[rows],
-        pooled=given.pooled[rows],
-        negative_embeds=given.negative_embeds[rows],
-        negative_pooled=given.negative_pooled[rows],
-    )
+def steps_of(
+    engine: EagerEngine, plan: Plan, latents: Tensor, given: Conditioning
+) -> Generator[DenoiseStep, None, None]:
+    yield from denoise(engine, plan, RunState.start(plan.contract, latents, given.given), given)
 
 
 def last(engine: EagerEngine, plan: Plan, latents: Tensor, given: Conditioning) -> Tensor:
-    *_, step = denoise(engine, plan, latents, given)
+    *_, step = steps_of(engine, plan, latents, given)
     return step.latents
 
 
 def test_an_image_does_not_see_its_neighbours(engine: CountingEngine) -> None:
     plan, given = plan_of(engine), conditioning(3)
-    together = list(denoise(engine, plan, noise(3), given))
+    together = list(steps_of(engine, plan, noise(3), given))
     for image in range(3):
         rows = slice(image, image + 1)
-        alone = list(denoise(engine, plan, noise(3)[rows], only(given, rows)))
+        alone = list(steps_of(engine, plan, noise(3)[rows], given.select([image])))
         for one, all_of_them in zip(alone, together, strict=True):
             assert torch.equal(one.mask, all_of_them.mask[rows])
             close(one.latents, all_of_them.latents[rows])
-
-
-def test_images_in_different_phases_share_one_call(engine: CountingEngine) -> None:
-    plan, given, latents = plan_of(engine, 28), conditioning(3), noise(3)
-    chosen = {phase: next(step for step in plan.steps[1:] if step.phase is phase) for phase in Phase}
-    steps = [ImageStep.of(chosen[phase]) for phase in Phase]
-    mask = torch.zeros(3, 2)
-    mask[list(Phase).index(Phase.GUIDE), 1] = 1.0
-
-    def start(images: slice) -> EmaState:
-        contract: Any = engine.module.contract
-        zeros = EmaState.zeros(contract, images=3, grid=GRID, text=TEXT, device=torch.device("cpu"))
-        values = torch.rand(zeros.average.shape, generator=torch.Generator().manual_seed(3)) * 0.1
-        return EmaState(
-            average=values[images], spare=torch.zeros_like(values[images]), delta=zeros.delta[images]
-        )
-
-    before = len(engine.calls)
-    shared, state = call_engine(engine, steps, latents, given, start(slice(3)), mask=mask, uncond=True)
-    assert len(engine.calls) == before + 1
-    for image, step in enumerate(steps):
-        rows = slice(image, image + 1)
-        alone, own = call_engine(
-            engine, [step], latents[rows], only(given, rows), start(rows), mask=mask[rows], uncond=True
-        )
-        assert shared.uncond is not None and alone.uncond is not None
-        close(shared.uncond[rows], alone.uncond)
-        close(shared.cond[rows], alone.cond)
-        close(shared.perturbed[rows], alone.perturbed)
-        close(state.average[rows], own.average)
-        close(state.delta[rows], own.delta)
-        assert torch.equal(alone.cond, alone.perturbed) == (step.phase != Phase.GUIDE)
 
 
 def test_no_strength_is_cfg(engine: CountingEngine) -> None:
@@ -153,7 +122,7 @@ def test_same_inputs_give_the_same_bits(engine: CountingEngine) -> None:
 
 def test_leaving_the_loop_stops_the_work(engine: CountingEngine) -> None:
     before = len(engine.calls)
-    for step in denoise(engine, plan_of(engine), noise(1), conditioning(1)):
+    for step in steps_of(engine, plan_of(engine), noise(1), conditioning(1)):
         if step.plan.index == 2:
             break
     assert len(engine.calls) == before + 3
@@ -161,7 +130,7 @@ def test_leaving_the_loop_stops_the_work(engine: CountingEngine) -> None:
 
 def test_the_two_buffers_take_turns(engine: CountingEngine) -> None:
     before = len(engine.calls)
-    list(denoise(engine, plan_of(engine), noise(1), conditioning(1)))
+    list(steps_of(engine, plan_of(engine), noise(1), conditioning(1)))
     calls = engine.calls[before:]
     assert len({pointer for call in calls for pointer in call}) == 2
     for (_, _, written), (read, spare, _) in pairwise(calls):
@@ -169,7 +138,7 @@ def test_the_two_buffers_take_turns(engine: CountingEngine) -> None:
 
 
 def test_a_finished_step_is_not_changed_by_the_next(engine: CountingEngine) -> None:
-    run = denoise(engine, plan_of(engine), noise(1), conditioning(1))
+    run = steps_of(engine, plan_of(engine), noise(1), conditioning(1))
     step = next(run)
     latents = step.latents.clone()
     list(run)
@@ -182,16 +151,12 @@ def test_one_step_works(engine: CountingEngine, name: str) -> None:
 
 
 def test_a_missing_negative_prompt_is_named(engine: CountingEngine) -> None:
-    given = Conditioning(embeds=torch.zeros(1, TEXT, 16), pooled=torch.zeros(1, 8))
-    with pytest.raises(InputError, match="give negative embeddings"):
+    given = sd3.conditioning(torch.zeros(1, TEXT, 16), torch.zeros(1, 8))
+    with pytest.raises(InputError, match="give a negative conditioning"):
         last(engine, plan_of(engine), noise(1), given)
     assert last(engine, plan_of(engine, name="emag-only"), noise(1), given).isfinite().all()
-    with pytest.raises(InputError, match="give both or neither"):
-        Conditioning(
-            embeds=torch.zeros(1, TEXT, 16),
-            pooled=torch.zeros(1, 8),
-            negative_embeds=torch.zeros(1, TEXT, 16),
-        )
+    with pytest.raises(InputError, match="give the same tensors in both"):
+        Conditioning(given=given.given, negative={sd3.EMBEDS: torch.zeros(1, TEXT, 16)})
 
 
 def test_a_lent_state_is_at_the_same_addresses_in_every_run(engine: CountingEngine) -> None:
@@ -200,8 +165,8 @@ def test_a_lent_state_is_at_the_same_addresses_in_every_run(engine: CountingEngi
     runs, finished = [], []
     for _ in range(3):
         before = len(engine.calls)
-        with pool.lend(plan.contract, latents, given.embeds) as state:
-            *_, step = denoise(engine, plan, latents, given, state=state)
+        with pool.lend(plan.contract, latents, given.given) as start:
+            *_, step = denoise(engine, plan, start, given)
             finished.append(step.latents)
         runs.append(engine.calls[before:])
     assert runs[0] == runs[1] == runs[2]
@@ -210,23 +175,23 @@ def test_a_lent_state_is_at_the_same_addresses_in_every_run(engine: CountingEngi
 
 
 def test_a_lent_state_begins_with_zeros_whatever_was_left(engine: CountingEngine) -> None:
-    pool, contract, latents, embeds = StatePool(), plan_of(engine).contract, noise(1), conditioning(1).embeds
-    with torch.inference_mode(), pool.lend(contract, latents, embeds) as state:
+    pool, contract, latents, given = StatePool(), contract_of(engine), noise(1), conditioning(1).given
+    with torch.inference_mode(), pool.lend(contract, latents, given) as state:
         pointer = state.average.data_ptr()
         state.average.fill_(torch.nan)
         state.spare.fill_(torch.nan)
-    with pool.lend(contract, latents, embeds) as state:
+    with pool.lend(contract, latents, given) as state:
         assert state.average.data_ptr() == pointer
-        assert not state.average.any() and not state.delta.any()
+        assert not state.average.any() and not state.delta.any() and not state.momentum.any()
 
 
 def test_no_pair_is_lent_twice_at_once_and_few_are_kept(engine: CountingEngine) -> None:
-    pool, contract, latents, embeds = StatePool(2), plan_of(engine).contract, noise(1), conditioning(1).embeds
+    pool, contract, latents, given = StatePool(2), contract_of(engine), noise(1), conditioning(1).given
     with ExitStack() as stack:
-        states = [stack.enter_context(pool.lend(contract, latents, embeds)) for _ in range(4)]
+        states = [stack.enter_context(pool.lend(contract, latents, given)) for _ in range(4)]
         buffers = [tensor.data_ptr() for state in states for tensor in (state.average, state.spare)]
         assert len(set(buffers)) == 8
-        with pool.lend(contract, noise(2), conditioning(2).embeds) as other:
+        with pool.lend(contract, noise(2), conditioning(2).given) as other:
             assert other.average.shape[0] == 2
     assert len(pool._idle) == 2
     pool.clear()
@@ -237,8 +202,8 @@ def test_a_generator_that_is_left_gives_its_state_back(engine: CountingEngine) -
     pool, plan, latents, given = StatePool(), plan_of(engine), noise(1), conditioning(1)
 
     def run() -> Generator[DenoiseStep, None, None]:
-        with pool.lend(plan.contract, latents, given.embeds) as state:
-            yield from denoise(engine, plan, latents, given, state=state)
+        with pool.lend(plan.contract, latents, given.given) as start:
+            yield from denoise(engine, plan, start, given)
 
     steps = run()
     next(steps)
@@ -249,21 +214,13 @@ def test_a_generator_that_is_left_gives_its_state_back(engine: CountingEngine) -
 
 def test_a_state_of_other_sizes_is_refused(engine: CountingEngine) -> None:
     plan, latents, given = plan_of(engine), noise(2), conditioning(2)
-    state = EmaState.zeros_for(plan.contract, latents[..., :-2], given.embeds)
-    with pytest.raises(ContractError, match="ema_state has size"):
-        next(denoise(engine, plan, latents, given, state=state))
-
-
-def test_predictions_are_views_unless_rows_are_scattered() -> None:
-    """Index tensors would have to be on the device; slices need nothing."""
-    cpu = torch.device("cpu")
-    velocity = torch.arange(6.0).reshape(6, 1, 1, 1)
-    guided = place_rows((Phase.GUIDE, Phase.GUIDE), True, cpu)
-    parts = [part for part in guided.split(velocity) if part is not None]
-    assert [part.flatten().tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
-    assert all(part.untyped_storage().data_ptr() == velocity.untyped_storage().data_ptr() for part in parts)
-    mixed = place_rows((Phase.GUIDE, Phase.TRACK), True, cpu)
-    assert isinstance(mixed.cond, Tensor) and mixed.cond.tolist() == list(
-        lay_out_rows([Phase.GUIDE, Phase.TRACK], True).cond
+    wide, narrow = (RunState.start(plan.contract, x, given.given) for x in (latents, latents[..., :-2]))
+    mixed = RunState(
+        latents=wide.latents,
+        average=narrow.average,
+        spare=narrow.spare,
+        delta=wide.delta,
+        momentum=wide.momentum,
     )
-    assert place_rows((Phase.GUIDE, Phase.TRACK), True, cpu) is mixed
+    with pytest.raises(ContractError, match="ema_state has size"):
+        next(denoise(engine, plan, mixed, given))

@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emag_export.cli.build import parse_lora
 from emag_export.errors import InputError, ModelError
-from emag_export.exporter.components import load_transformer
 from emag_export.exporter.source.find import find_source
-from emag_export.exporter.source.lora import Lora, lora_records, merge_loras, parse_lora, recorded_loras
+from emag_export.exporter.source.load import load_transformer
+from emag_export.exporter.source.lora import lora_records, merge_loras, recorded_loras
 from emag_export.manifest import LoraRecord
+from emag_export.options import Lora
 from tests.conftest import small_model
 
 LAYERS = {
@@ -166,11 +168,12 @@ def test_command_line_form(tmp_path: Path) -> None:
     for text, message in (
         (f"{path}:much", "the scale 'much'"),
         (f"{path}:nan", "finite"),
-        (f"{tmp_path}/none", "no LoRA file"),
-        (f"{tmp_path}/none:1", "no LoRA file"),
     ):
         with pytest.raises(InputError, match=message):
             parse_lora(text)
+    for text in (f"{tmp_path}/none", f"{tmp_path}/none:1"):
+        with pytest.raises(InputError, match="no LoRA file"):
+            lora_records([parse_lora(text)])
 
 
 def test_records_lead_back_to_the_files(tmp_path: Path) -> None:

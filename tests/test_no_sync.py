@@ -1,9 +1,8 @@
 """The loop never makes the host wait for the device: counted on pretended CUDA tensors, and on a real GPU."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +11,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from emag_export.contract import GraphSpec, Variant
+from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
-from emag_export.engines.protocol import allocate_outputs, check_feeds
+from emag_export.engines.function import FunctionEngine
 from emag_export.runtime.guidance.rules import Guidance
-from emag_export.runtime.loop import Anneal, Conditioning, ImageStep, call_engine, denoise
-from emag_export.runtime.pipeline import cads_annealer
+from emag_export.runtime.loop import Anneal, denoise
+from emag_export.runtime.prepare import cads_annealer
+from emag_export.runtime.sampling.call import ImageStep, place_calls
+from emag_export.runtime.sampling.conditioning import Conditioning
 from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
 from emag_export.runtime.sampling.rows import place_rows
 from emag_export.runtime.sampling.schedule import flow_match_schedule
-from emag_export.runtime.sampling.select import Select, always, lagged_argmax, scheduled
-from emag_export.runtime.sampling.state import EmaState
+from emag_export.runtime.sampling.select import Choose, always, by_delta, scheduled
+from emag_export.runtime.sampling.state import RunState
+from emag_export.runtime.step import step
+from tests import sd3
 from tests.conftest import BLOCKS, small_fork
 
 GPU = torch.device("cuda:0")
@@ -93,38 +96,19 @@ def counter() -> Iterator[SyncCounter]:
     place_rows.cache_clear()
 
 
-class PretendedEngine:
-    """Takes and gives what its contract says, on a GPU that need not be there."""
-
-    name = "pretended (cuda)"
-    device = GPU
-
-    def __init__(self, spec: GraphSpec) -> None:
-        self.spec = spec
-
-    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return allocate_outputs(self.spec, check_feeds(self.spec, feeds, self.device), self.device, out)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
 # Real tensors, made before a test begins to pretend.
 CONTRACT = small_fork("sd3", Variant.EMAG_Q).contract
 SCHEDULE = flow_match_schedule({"shift": 3.0}, 8, GRID[0] * GRID[1])
-SELECTS: dict[str, Select] = {
-    "lagged": lagged_argmax,
+CHOICES: dict[str, Choose] = {
+    "by Delta": by_delta,
     "always": always(BLOCKS, BLOCKS),
-    "scheduled": scheduled(torch.eye(8, len(BLOCKS))),
+    "scheduled": scheduled(torch.eye(8, len(BLOCKS)).tolist()),
 }
-PLANS = {
-    name: make_plan(CONTRACT, SCHEDULE, Guidance(name=name), EmagWindows())
-    for name in ("cfg", "emag", "emag-only", "apg", "emag+apg", "emag+cads")
-}
+NAMES = ("cfg", "emag", "emag-only", "apg", "emag+apg", "emag+cads")
+
+
+def plan_of(name: str, chosen: str = "by Delta") -> Plan:
+    return make_plan(CONTRACT, SCHEDULE, Guidance(name=name), EmagWindows(), CHOICES[chosen])
 
 
 def annealer(plan: Plan) -> Anneal | None:
@@ -139,18 +123,17 @@ def inputs() -> tuple[Tensor, Conditioning]:
     def normal(*shape: int) -> Tensor:
         return torch.ones(IMAGES, *shape, device=GPU)
 
-    conditioning = Conditioning(
-        embeds=normal(TEXT, 16), pooled=normal(8), negative_embeds=normal(TEXT, 16), negative_pooled=normal(8)
-    )
+    conditioning = sd3.conditioning(normal(TEXT, 16), normal(8), normal(TEXT, 16), normal(8))
     return normal(4, 2 * GRID[0], 2 * GRID[1]), conditioning
 
 
-@pytest.mark.parametrize("chosen", SELECTS)
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("chosen", CHOICES)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_step_waits(name: str, chosen: str, counter: SyncCounter) -> None:
-    plan = PLANS[name]
-    engine = PretendedEngine(CONTRACT.graph)
-    run = denoise(engine, plan, *inputs(), select=SELECTS[chosen], anneal=annealer(plan))
+    plan, (latents, given) = plan_of(name, chosen), inputs()
+    engine = FunctionEngine(CONTRACT.graph, device=GPU)
+    start = RunState.start(CONTRACT, latents, given.given)
+    run = denoise(engine, plan, start, given, anneal=annealer(plan))
     next(run)
     assert counter.found, "the layouts were copied before the first step; the counter saw nothing of it"
     counter.found.clear()
@@ -160,18 +143,22 @@ def test_no_step_waits(name: str, chosen: str, counter: SyncCounter) -> None:
     assert not counter.found
 
 
-def test_images_at_different_steps_do_not_wait(counter: SyncCounter) -> None:
+def test_images_of_different_runs_do_not_wait(counter: SyncCounter) -> None:
     """Once a mixture of phases is known: what a server does between two steps of different pictures."""
-    plan, (latents, conditioning) = PLANS["emag"], inputs()
-    engine = PretendedEngine(CONTRACT.graph)
+    latents, given = inputs()
+    plans = plan_of("emag"), plan_of("emag+apg")
+    engine = FunctionEngine(CONTRACT.graph, device=GPU)
     for first, second in ((3, 0), (4, 0)):
         counter.found.clear()
-        state = EmaState.zeros_for(CONTRACT, latents, conditioning.embeds)
-        steps = [ImageStep.of(plan.steps[first]), ImageStep.of(plan.steps[second])]
+        steps = plans[0].steps[first], plans[1].steps[second]
         assert {step.phase for step in steps} == {Phase.TRACK, Phase.GUIDE}
-        call_engine(
-            engine, steps, latents, conditioning, state, mask=torch.zeros_like(state.delta), uncond=True
-        )
+        images = [
+            ImageStep(step=planned, guidance=plan.guidance)
+            for planned, plan in zip(steps, plans, strict=True)
+        ]
+        (call,) = place_calls([images], CONTRACT, GPU)
+        state = RunState.start(CONTRACT, latents, given.given)
+        step(engine, call, state, given.trunk(call.rows))
     assert not counter.found
 
 
@@ -213,12 +200,13 @@ def test_the_counter_lets_pass_what_does_not_wait(counter: SyncCounter) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that PyTorch sees")
-@pytest.mark.parametrize("chosen", SELECTS)
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("chosen", CHOICES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_real_gpu_is_not_waited_for(name: str, chosen: str) -> None:
     engine = EagerEngine(small_fork("sd3", Variant.EMAG_Q).to(GPU), CONTRACT.graph, str(GPU))
-    plan = PLANS[name]
-    run = denoise(engine, plan, *inputs(), select=SELECTS[chosen], anneal=annealer(plan))
+    plan, (latents, given) = plan_of(name, chosen), inputs()
+    start = RunState.start(CONTRACT, latents, given.given)
+    run = denoise(engine, plan, start, given, anneal=annealer(plan))
     next(run)
     try:
         torch.cuda.set_sync_debug_mode("error")

@@ -40,7 +40,9 @@ def graph(exported: Exporter) -> Exported:
 
 @without_gpu
 def test_a_missing_gpu_is_named_with_the_remedy(graph: Exported) -> None:
-    with pytest.raises(EngineError, match=r"^cuda was asked for, but PyTorch .* sees no GPU.*--device cpu$"):
+    with pytest.raises(
+        EngineError, match=r"^cuda was asked for, but PyTorch .* sees no GPU.*run with `device` cpu$"
+    ):
         OnnxRuntimeEngine(graph.path, graph.contract.graph, OrtOptions(device="cuda"))
 
 
@@ -142,7 +144,7 @@ def test_a_call_that_does_not_fit_names_the_remedy(graph: Exported, monkeypatch:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB")
 
     monkeypatch.setattr("emag_export.engines.ort.allocate_outputs", full)
-    wanted = r"ran out of device memory in transformer; generate fewer .*--batch-size.*5 GiB"
+    wanted = r"ran out of device memory in transformer; generate fewer .*`batch_size`.*5 GiB"
     with graph.engine() as engine, pytest.raises(EngineError, match=wanted):
         engine.run(random_inputs(graph.contract.graph, SIZES))
 
@@ -292,6 +294,17 @@ def test_graphs_unused_for_longest_are_given_up_and_numbers_never_come_back(
         )
         assert released == [2, 3]
         assert [number(which) for which in (2, 2, 2, 0)] == [-1, -1, -1, 1], "no fifth graph"
+
+
+def test_closing_again_waits_for_nothing(graph: Exported, log: list[str]) -> None:
+    import onnxruntime
+
+    with graph.engine() as engine:
+        stream = PretendedStream("own", log)
+        engine._cuda = CudaRuns(onnxruntime, engine._session, stream, cuda_graphs=True)
+        engine.close()
+        engine.close()
+    assert log == ["host waits"]
 
 
 def test_torch_waits_for_a_run_that_failed(graph: Exported, log: list[str]) -> None:

@@ -4,8 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pytest
@@ -13,12 +11,14 @@ import torch
 from torch import Tensor
 
 from emag_export.bundle import Bundle
-from emag_export.engines.protocol import Engine, allocate_outputs, check_feeds
-from emag_export.engines.registry import open_backend
+from emag_export.engines.function import FunctionEngine
+from emag_export.engines.protocol import Engine
 from emag_export.errors import BundleError, InputError
 from emag_export.records import parse_record
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest, default_request
+from tests.bundles import opener
+from tests.sd3 import EMBEDS, POOLED
 
 PROMPTS = ["a large red circle on a blue background", "a small green square"]
 
@@ -49,11 +49,11 @@ def test_embeddings_and_latents_equal_diffusers(
         )
     theirs.set_progress_bar_config(disable=True)
     tokens = bundle.defaults.max_sequence_length
-    with Pipeline(bundle, open_backend("onnxruntime")) as ours:
+    with Pipeline(bundle, opener()) as ours:
         encoded = ours.encode(PROMPTS)
         wanted, _, pooled, _ = theirs.encode_prompt(PROMPTS, None, None, max_sequence_length=tokens)
-        torch.testing.assert_close(encoded.embeds, wanted.detach(), atol=1e-5, rtol=0)
-        torch.testing.assert_close(encoded.pooled, pooled.detach(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoded.tensors[EMBEDS], wanted.detach(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoded.tensors[POOLED], pooled.detach(), atol=1e-5, rtol=0)
 
         requests = [replace(cfg_request(bundle, prompt), seed=i) for i, prompt in enumerate(PROMPTS)]
         *_, last = ours.denoise(ours.prepare(requests))
@@ -83,7 +83,7 @@ def test_cads_noise_belongs_to_the_image(tiny_bundle: Path) -> None:
     bundle = Bundle(tiny_bundle)
     base = cfg_request(bundle, PROMPTS[0])
     base = replace(base, guidance=replace(base.guidance, name="emag+cads"))
-    with Pipeline(bundle, open_backend("onnxruntime")) as pipeline:
+    with Pipeline(bundle, opener()) as pipeline:
         *_, together = pipeline.denoise(pipeline.prepare([base, replace(base, seed=5, prompt=PROMPTS[1])]))
         *_, alone = pipeline.denoise(pipeline.prepare([replace(base, seed=5, prompt=PROMPTS[1])]))
     # Float32 matrix products of another batch size round differently; 1e-5 was measured.
@@ -93,37 +93,27 @@ def test_cads_noise_belongs_to_the_image(tiny_bundle: Path) -> None:
 def test_every_run_of_a_pipeline_uses_the_same_buffers(tiny_bundle: Path) -> None:
     """Also after one that was left early."""
     bundle = Bundle(tiny_bundle)
-    with Pipeline(bundle, open_backend("onnxruntime")) as pipeline:
+    with Pipeline(bundle, opener()) as pipeline:
         prepared = pipeline.prepare([replace(default_request(bundle, PROMPTS[0]), steps=3)])
         for step in pipeline.denoise(prepared):
-            left = step.state
+            left = step.run
             break
         addresses = {left.average.data_ptr(), left.spare.data_ptr()}
         for step in pipeline.denoise(prepared):
-            assert {step.state.average.data_ptr(), step.state.spare.data_ptr()} == addresses
+            assert {step.run.average.data_ptr(), step.run.spare.data_ptr()} == addresses
 
 
-class ElsewhereEngine:
+class ElsewhereEngine(FunctionEngine):
     """Takes tensors of a device that holds no numbers; what it gives lies there too, but for pictures."""
 
-    device = torch.device("meta")
-
     def __init__(self, bundle: Bundle, component: str) -> None:
-        self.name, self.spec = component, bundle.spec(component)
+        super().__init__(bundle.spec(component), device="meta", name=component)
 
     def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        sizes = check_feeds(self.spec, feeds, self.device)
+        outputs = super().run(feeds, out)
         if self.name == "vae_decoder":
-            shapes = self.spec.output_shapes(sizes)
-            return {name: torch.zeros(shape) for name, shape in shapes.items()}
-        return allocate_outputs(self.spec, sizes, self.device, out)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+            return {name: torch.zeros(output.shape) for name, output in outputs.items()}
+        return outputs
 
 
 @pytest.mark.parametrize(
@@ -131,14 +121,14 @@ class ElsewhereEngine:
 )
 def test_engines_may_run_on_different_devices(host: tuple[str, ...], tiny_bundle: Path) -> None:
     """Tokens, embeddings, noise and latents go to the engine that takes them; ``host`` stays on the CPU."""
-    bundle, real = Bundle(tiny_bundle), open_backend("onnxruntime")
+    bundle, real = Bundle(tiny_bundle), opener()
 
-    def opener(bundle: Bundle, component: str) -> Engine:
+    def placed(bundle: Bundle, component: str) -> Engine:
         return real(bundle, component) if component in host else ElsewhereEngine(bundle, component)
 
     base = replace(default_request(bundle, PROMPTS[0]), steps=4)
     request = replace(base, guidance=replace(base.guidance, name="emag+cads"))
-    with Pipeline(bundle, opener) as pipeline:
+    with Pipeline(bundle, placed) as pipeline:
         *_, last = pipeline.denoise(pipeline.prepare([request]))
         assert last.latents.device.type == "meta"
         assert pipeline.decode(last.latents).dtype == np.uint8
@@ -149,7 +139,7 @@ def test_requests_of_one_batch_share_a_plan(tiny_bundle: Path) -> None:
     bundle = Bundle(tiny_bundle)
     base = cfg_request(bundle, PROMPTS[0])
     with (
-        Pipeline(bundle, open_backend("onnxruntime")) as pipeline,
+        Pipeline(bundle, opener()) as pipeline,
         pytest.raises(InputError, match="may differ in prompt, negative prompt and seed only"),
     ):
         pipeline.prepare([base, replace(base, steps=6)])

@@ -10,12 +10,13 @@ from emag_export.errors import InputError
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, cost_of, make_plan, window_index
 from emag_export.runtime.sampling.schedule import Schedule
+from emag_export.runtime.sampling.select import scheduled
 from tests.test_contract import SD3
 
 
 def schedule(steps: int) -> Schedule:
     sigmas = tuple(1 - index / steps for index in range(steps + 1))
-    return Schedule(sigmas=sigmas, timesteps=tuple(1000 * sigma for sigma in sigmas[:-1]))
+    return Schedule.flow(sigmas, tuple(1000 * sigma for sigma in sigmas[:-1]))
 
 
 def plan(steps: int = 28, guidance: str = "emag", windows: EmagWindows | None = None) -> Plan:
@@ -74,8 +75,19 @@ def test_averages_start_once_and_hold_when_plain(windows: EmagWindows, steps: in
 def test_steps_walk_down_the_schedule(steps: int) -> None:
     planned = plan(steps).steps
     assert [step.index for step in planned] == list(range(steps))
-    assert planned[-1].sigma + planned[-1].sigma_step == pytest.approx(0, abs=1e-6)  # float32 differences
-    assert all(step.sigma_step < 0 for step in planned)
+    assert planned[-1].sigma + planned[-1].b == pytest.approx(0, abs=1e-6)  # float32 differences
+    assert all(step.b < 0 for step in planned)
+    assert all((step.a, step.p, step.q, step.log_variance) == (1, 1, -step.sigma, None) for step in planned)
+
+
+@given(WINDOWS, st.integers(1, 60))
+def test_blocks_are_left_to_delta_or_chosen_step_by_step(windows: EmagWindows, steps: int) -> None:
+    rows = [(float(index), 0.0, 1.0) for index in range(steps)]
+    chosen = make_plan(SD3, schedule(steps), Guidance(), windows, scheduled(rows)).steps
+    assert [step.choice for step in chosen] == rows
+    assert all(step.choice is None for step in plan(steps, "emag", windows).steps)
+    for step in chosen:
+        assert step.strength == (windows.strength if step.phase == Phase.GUIDE else 0)
 
 
 def test_sd3_costs_1668_row_blocks_where_cfg_costs_1344() -> None:

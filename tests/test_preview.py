@@ -13,18 +13,18 @@ from diffusers import AutoencoderKL
 from skimage.transform import downscale_local_mean
 
 from emag_export.bundle import MANIFEST, Bundle
-from emag_export.engines.registry import open_backend
 from emag_export.errors import BundleError, ExportError, InputError
-from emag_export.exporter import identify as identify_module
 from emag_export.exporter import preview as fit_module
-from emag_export.exporter.describe.identify import BuildOptions, identify
+from emag_export.exporter.describe import identify as identify_module
+from emag_export.exporter.describe.identify import identify
+from emag_export.exporter.describe.recipes import PREVIEW_FIT
 from emag_export.exporter.preview import fit_preview, synthetic_pictures
 from emag_export.exporter.source.find import find_source
+from emag_export.options import BuildOptions
 from emag_export.runtime.guidance.rules import cfg
 from emag_export.runtime.loop import DenoiseStep
 from emag_export.runtime.pictures.preview import (
     PreviewFactors,
-    clean_latents,
     enlarge,
     preview,
     preview_factors,
@@ -32,7 +32,7 @@ from emag_export.runtime.pictures.preview import (
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
 from emag_export.tiny_sd3 import MODEL_DIR
-from tests.bundles import silent
+from tests.bundles import opener
 from tests.test_cli import pixels, refused, succeeded
 
 PROMPTS = [
@@ -50,7 +50,7 @@ def finished(tiny_bundle: Path) -> Run:
     bundle = Bundle(tiny_bundle)
     base = default_request(bundle, PROMPTS[0])
     base = replace(base, guidance=replace(base.guidance, name="cfg"))
-    with Pipeline(bundle, open_backend("onnxruntime")) as pipeline:
+    with Pipeline(bundle, opener()) as pipeline:
         prepared = pipeline.prepare([replace(base, prompt=p, seed=i) for i, p in enumerate(PROMPTS)])
         latents, steps = [prepared.latents], []
         for step in pipeline.denoise(prepared):
@@ -80,24 +80,22 @@ def test_clean_latents_show_the_picture_early(finished: Run, tiny_bundle: Path) 
     """After 7 of 28 steps. Measured: correlation 0.91 for the predicted clean latents, 0.28 for x itself."""
     latents, steps, pictures = finished
     factors = preview_factors(Bundle(tiny_bundle))
-    _, clean = explained(preview(clean_latents(latents[6], steps[6]), factors), pictures)
+    _, clean = explained(preview(steps[6].clean, factors), pictures)
     _, noisy = explained(preview(latents[7], factors), pictures)
     assert clean > 0.85, clean
     assert noisy < 0.5, noisy
 
 
 def test_clean_latents_are_x_minus_sigma_v(finished: Run) -> None:
-    """From the step's own predictions, and at the last step, whose next sigma is 0, from its latents.
-
-    Dividing x' - x by the step's length costs float32 digits: 1.1e-5 was measured.
-    """
+    """From the step's own predictions, and at the last step, whose next sigma is 0, from its latents."""
     latents, steps, _ = finished
     for before, step in zip(latents, steps, strict=False):
         assert step.predictions.uncond is not None
         velocity = cfg(step.predictions.uncond, step.predictions.cond, 4.0)
         wanted = before - step.plan.sigma * velocity
-        torch.testing.assert_close(clean_latents(before, step), wanted, atol=5e-5, rtol=0)
-    torch.testing.assert_close(clean_latents(latents[-2], steps[-1]), latents[-1], atol=5e-5, rtol=0)
+        assert torch.equal(step.before, before)
+        torch.testing.assert_close(step.clean, wanted, atol=1e-7, rtol=0)
+    torch.testing.assert_close(steps[-1].clean, latents[-1], atol=1e-7, rtol=0)
 
 
 def test_two_fits_are_the_same_and_need_no_precision(tiny_bundle: Path) -> None:
@@ -134,15 +132,15 @@ def test_pictures_lie_in_range_and_repeat() -> None:
 def test_vae_that_gives_no_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = AutoencoderKL.from_pretrained(MODEL_DIR / "vae")
     torch.nn.init.constant_(vae.encoder.conv_in.weight, torch.nan)
-    monkeypatch.setattr(fit_module, "load_weights", lambda *arguments: vae)
+    monkeypatch.setattr(fit_module, "load_component", lambda *arguments: vae)
     with pytest.raises(ExportError, match=r"latents that are no numbers.*save the model again"):
         fit_preview(find_source("tiny-sd3"))
 
 
 def test_bundles_of_an_older_fit_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = identify("tiny-sd3", BuildOptions(), silent).key
-    monkeypatch.setattr(identify_module, "PREVIEW_FIT", identify_module.PREVIEW_FIT + 1)
-    assert identify("tiny-sd3", BuildOptions(), silent).key != key
+    key = identify("tiny-sd3", BuildOptions()).key
+    monkeypatch.setattr(identify_module, "PREVIEW_FIT", PREVIEW_FIT + 1)
+    assert identify("tiny-sd3", BuildOptions()).key != key
 
 
 def test_map_by_hand() -> None:
@@ -185,7 +183,7 @@ def test_absent_or_damaged_factors_say_what_to_do(
     manifest = json.loads((tiny_bundle / MANIFEST).read_text("utf-8"))
     damage(manifest)
     (tmp_path / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-    with pytest.raises(BundleError, match=f"{message}.*(rebuild the bundle with --overwrite|build it from)"):
+    with pytest.raises(BundleError, match=f"{message}.*(rebuild the bundle with `overwrite`|build it from)"):
         preview_factors(Bundle(tmp_path))
 
 

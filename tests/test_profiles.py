@@ -16,14 +16,15 @@ from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.engines.tensorrt.flavour import FLAVOURS, flavour_of
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
 from emag_export.engines.tensorrt.profiles import Profile, choose_profile, profile_shapes, profiles_of
-from emag_export.errors import ContractError, EngineError, InputError
-from emag_export.exporter.describe.identify import BuildOptions, BuildPlan, identify
-from tests.bundles import silent
+from emag_export.errors import Call, ContractError, EngineError, InputError
+from emag_export.exporter.describe.identify import BuildPlan, identify
+from emag_export.options import BuildOptions
 from tests.conftest import Exporter
 
 RTX, TENSORRT = flavour_of("tensorrt-rtx"), FLAVOURS["tensorrt"]
 MAPS = (Variant.EMAG, Variant.EMAG_I)
 """Their averages grow with the square of the image tokens."""
+REBUILD = Call(verb="compile", arguments={"bundle": "bundle", "backend": "tensorrt-rtx"})
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def bundle(small_bundle: Path) -> Bundle:
 
 def sd3(variant: Variant, model: str = "sd3") -> BuildPlan:
     """SD3-medium at 1024 pixels: 24 heads, three candidate blocks, 64 x 64 image and 333 text tokens."""
-    return identify(model, BuildOptions(variant=variant, seed=0), silent)
+    return identify(model, BuildOptions(variant=variant, weights_seed=0))
 
 
 def denoiser(plan: BuildPlan, **options: object) -> tuple[Profile, ...]:
@@ -46,7 +47,9 @@ def most(profile: Profile) -> dict[str, int]:
 
 
 def test_profiles_follow_the_contract(bundle: Bundle) -> None:
-    options = EngineOptions(max_images=2, height=SizeRange.parse("32:64:96"), width=SizeRange.parse("64"))
+    options = EngineOptions(
+        max_images=2, height_range=SizeRange.parse("32:64:96"), width_range=SizeRange.parse("64")
+    )
     (profile,) = profiles_of(bundle, bundle.spec("transformer"), options, RTX)
     shapes = profile_shapes(bundle.spec("transformer"), profile)
     assert shapes["hidden_states"] == ((1, 8, 8, 16), (2, 8, 16, 16), (4, 8, 24, 16))
@@ -81,7 +84,7 @@ def test_a_call_goes_to_the_profile_tuned_for_its_rows_per_picture(
     assert [(p["rows"].opt, p["rows"].max) for p in profiles] == [(2, 8), (3, 12)]
     usual = {name: size.opt for name, size in profiles[0].items()}
     sizes = {**usual, "trunk_rows": 2 * pictures, "tracked": pictures}
-    assert choose_profile(profiles, {**sizes, "rows": 2 * pictures + guided}, rebuild="") == chosen
+    assert choose_profile(profiles, {**sizes, "rows": 2 * pictures + guided}, rebuild=REBUILD) == chosen
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -89,29 +92,29 @@ def test_without_an_unconditional_row_the_narrow_profile_is_nearest(bundle: Bund
     profiles = profiles_of(bundle, bundle.spec("transformer"), EngineOptions(max_images=4), TENSORRT)
     sizes = {name: size.opt for name, size in profiles[0].items()}
     call = {**sizes, "trunk_rows": 3, "tracked": 3, "rows": 3 * rows}
-    assert choose_profile(profiles, call, rebuild="") == 0
+    assert choose_profile(profiles, call, rebuild=REBUILD) == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "option"),
+    ("name", "size", "parameter"),
     [
-        ("rows", 13, "--max-images"),
-        ("h", 13, "--height"),
-        ("w", 3, "--width"),
-        ("text", 999, "--max-sequence-length"),
+        ("rows", 13, "max_images"),
+        ("h", 13, "height_range"),
+        ("w", 3, "width_range"),
+        ("text", 999, "max_sequence_length"),
     ],
 )
 def test_a_call_outside_the_profiles_says_how_to_rebuild(
-    bundle: Bundle, name: str, size: int, option: str
+    bundle: Bundle, name: str, size: int, parameter: str
 ) -> None:
     options = EngineOptions(targets=("sm89",), max_images=4)
     profiles = profiles_of(bundle, bundle.spec("transformer"), options, RTX)
     sizes = {**{n: s.opt for n, s in profiles[0].items()}, name: size}
     wanted = f"{name} is {size} in this call, the engine was built for {profiles[0][name].min} to"
     with pytest.raises(ContractError, match=wanted) as caught:
-        choose_profile(profiles, sizes, rebuild="emag-export build …")
-    assert option in str(caught.value)
-    assert "emag-export build" in str(caught.value)
+        choose_profile(profiles, sizes, rebuild=REBUILD)
+    assert caught.value.parameters == (parameter,)
+    assert caught.value.remedy == REBUILD
 
 
 @pytest.mark.parametrize("variant", MAPS)
@@ -154,9 +157,9 @@ def test_default_sizes_are_as_large_as_fits() -> None:
     ("options", "fits"),
     [
         ({"max_images": 4}, "1 picture fits at this size"),
-        ({"max_images": 2, "height": SizeRange.parse("1024")}, "1 picture fits at this size"),
+        ({"max_images": 2, "height_range": SizeRange.parse("1024")}, "1 picture fits at this size"),
         (
-            {"height": SizeRange.parse("2048"), "width": SizeRange.parse("512:1024:2048")},
+            {"height_range": SizeRange.parse("2048"), "width_range": SizeRange.parse("512:1024:2048")},
             "not even one picture fits at this size, one of 1152 x 1152 pixels does",
         ),
     ],
@@ -165,12 +168,37 @@ def test_too_large_a_wish_is_refused_with_what_fits(options: dict[str, object], 
     with pytest.raises(InputError) as caught:
         denoiser(sd3(Variant.EMAG), **options)
     assert str(caught.value).startswith("ema_state would have ")
-    assert f"at most 2147483647 in a tensor: {fits}; lower --max-images, --height or" in str(caught.value)
+    assert f"at most 2147483647 in a tensor: {fits}; lower " in str(caught.value)
+    assert caught.value.parameters == ("max_images", "height_range", "width_range", "emag_candidates")
+
+
+@pytest.mark.parametrize(
+    ("side", "text", "says"),
+    [
+        ("height_range", "9", "9 is no multiple of 8; take 8 or 16"),
+        ("width_range", "8:12:16", "12 is no multiple of 8; take 16"),
+        ("width_range", "8:64:800", "800 is more than this model's positional embedding covers: 192"),
+    ],
+)
+def test_a_size_that_the_model_does_not_take_is_named_as_it_was_given(
+    bundle: Bundle, side: str, text: str, says: str
+) -> None:
+    options = EngineOptions(targets=("sm89",), **{side: SizeRange.parse(text)})  # type: ignore[arg-type]
+    with pytest.raises(InputError) as caught:
+        profiles_of(bundle, bundle.spec("transformer"), options, RTX)
+    assert str(caught.value) == f"`{side}` {says}"
+
+
+@pytest.mark.parametrize("wrong", [{"max_images": 0}, {"optimization_level": 6}, {"workspace": 0}])
+def test_a_number_out_of_range_is_named_by_its_parameter(wrong: dict[str, int]) -> None:
+    with pytest.raises(InputError) as caught:
+        EngineOptions(**wrong)  # type: ignore[arg-type]
+    assert caught.value.parameters == tuple(wrong)
 
 
 def test_averages_that_never_fit_say_so() -> None:
     """SD3.5-large has 38 heads and more candidate blocks: one map at its own size is too large."""
-    with pytest.raises(InputError, match=r"with 1 picture of .* average fewer blocks \(--emag-layers\)"):
+    with pytest.raises(InputError, match=r"with 1 picture of .* average fewer blocks \(`emag_candidates`\)"):
         denoiser(sd3(Variant.EMAG, "sd3.5-large"))
 
 
@@ -203,7 +231,7 @@ def test_onnxruntime_on_a_gpu_refuses_what_its_kernels_cannot_count(
         with monkeypatch.context() as patch:
             patch.setattr(engine, "_cuda", object())  # as on a GPU; the host counts in 64 bits
             with pytest.raises(
-                EngineError, match=f"ema_state has {count} elements.*: 1 picture fits.*--batch"
+                EngineError, match=f"ema_state has {count} elements.*: 1 picture fits.*`batch_size`"
             ):
                 engine.run(feeds)
 

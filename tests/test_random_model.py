@@ -1,5 +1,6 @@
 """Random weights on published configurations: right sizes, reproducible, finite in half precision."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -8,16 +9,17 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from emag_export.architectures import PARAMETERS, PIPELINES
 from emag_export.errors import BundleError
 from emag_export.exporter.build import build
-from emag_export.exporter.describe.identify import BuildOptions, identify
+from emag_export.exporter.describe.identify import identify
 from emag_export.exporter.eager import open_eager, source_of
 from emag_export.exporter.graph.examples import random_inputs
 from emag_export.exporter.source.random_weights import random_component
-from emag_export.models import KNOWN_MODELS
-from tests.bundles import silent
+from emag_export.families import FAMILIES, KNOWN_MODELS
+from emag_export.options import BuildOptions
 
+SD3 = FAMILIES["sd3"]
+CONFIGS, PARAMETERS = SD3.configs, SD3.parameters
 CLASSES = {
     "transformer": SD3Transformer2DModel,
     "vae": AutoencoderKL,
@@ -28,7 +30,7 @@ CLASSES = {
 
 SMALL = {
     "transformer": {
-        **PIPELINES["sd3.5-medium"]["transformer"],
+        **CONFIGS["sd3.5-medium"]["transformer"],
         "num_layers": 3,
         "num_attention_heads": 2,
         "attention_head_dim": 32,
@@ -38,9 +40,9 @@ SMALL = {
         "pos_embed_max_size": 16,
         "dual_attention_layers": [0],
     },
-    "vae": {**PIPELINES["sd3"]["vae"], "block_out_channels": [32] * 4, "layers_per_block": 1},
+    "vae": {**CONFIGS["sd3"]["vae"], "block_out_channels": [32] * 4, "layers_per_block": 1},
     "text_encoder": {
-        **PIPELINES["sd3"]["text_encoder"],
+        **CONFIGS["sd3"]["text_encoder"],
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
@@ -49,7 +51,7 @@ SMALL = {
         "vocab_size": 1000,
     },
     "text_encoder_3": {
-        **PIPELINES["sd3"]["text_encoder_3"],
+        **CONFIGS["sd3"]["text_encoder_3"],
         "d_model": 64,
         "d_ff": 128,
         "d_kv": 32,
@@ -59,24 +61,25 @@ SMALL = {
     },
 }
 SMALL["text_encoder_2"] = SMALL["text_encoder"]
-SMALL["scheduler"] = dict(PIPELINES["sd3"]["scheduler"])
+SMALL["scheduler"] = dict(CONFIGS["sd3"]["scheduler"])
 
 
 @pytest.fixture
 def small_sd3(monkeypatch: pytest.MonkeyPatch) -> None:
     """``sd3`` with the small configurations."""
-    table = MappingProxyType({**PIPELINES, "sd3": SMALL})
-    monkeypatch.setattr("emag_export.exporter.source.random_model.PIPELINES", table)
+    table = MappingProxyType({**CONFIGS, "sd3": SMALL})
+    changed = MappingProxyType({"sd3": replace(SD3, configs=table)})
+    monkeypatch.setattr("emag_export.exporter.source.random_model.RANDOM_MODELS", changed)
 
 
 @pytest.mark.parametrize(
-    "part", [f"{model}/transformer" for model in PIPELINES] + [f"sd3/{n}" for n in CLASSES]
+    "part", [f"{model}/transformer" for model in CONFIGS] + [f"sd3/{n}" for n in CLASSES]
 )
 def test_configurations_have_the_published_number_of_parameters(part: str) -> None:
     """Hub pages: SD3-medium 2.0 B, SD3.5-medium 2.2 B (2.5 B stored), SD3.5-large 8.1 B, T5-XXL 4.8 B."""
     model, name = part.split("/")
     with torch.device("meta"):
-        made = random_component(CLASSES[name], PIPELINES[model][name], dtype=torch.float16, seed=0)
+        made = random_component(CLASSES[name], CONFIGS[model][name], dtype=torch.float16, seed=0)
     count = sum(tensor.numel() for tensor in made.state_dict().values())
     if (
         name == "text_encoder_3"
@@ -86,9 +89,9 @@ def test_configurations_have_the_published_number_of_parameters(part: str) -> No
 
 
 def test_every_configuration_is_of_a_known_model_with_as_many_blocks() -> None:
-    assert set(PIPELINES) - set(KNOWN_MODELS) == {"sd3-narrow"}  # for measurements; nobody published it
-    for name in set(PIPELINES) & set(KNOWN_MODELS):
-        assert KNOWN_MODELS[name].blocks == PIPELINES[name]["transformer"]["num_layers"]
+    assert set(CONFIGS) - set(KNOWN_MODELS) == {"sd3-narrow"}  # for measurements; nobody published it
+    for name in set(CONFIGS) & set(KNOWN_MODELS):
+        assert KNOWN_MODELS[name].blocks == CONFIGS[name]["transformer"]["num_layers"]
 
 
 @pytest.mark.parametrize("name", list(CLASSES))
@@ -109,13 +112,16 @@ def test_same_seed_same_weights_and_no_effect_on_the_callers_generator(name: str
 
 @pytest.mark.usefixtures("small_sd3")
 def test_a_bundle_of_the_transformer_alone(tmp_path: Path) -> None:
-    options = BuildOptions(blocks=(1,), precision="float16", seed=3, components=("transformer",))
-    bundle = build("sd3", tmp_path / "b", options, silent)
+    options = BuildOptions(
+        emag_candidates=(1,), precision="float16", weights_seed=3, components=("transformer",)
+    )
+    bundle = build("sd3", tmp_path / "b", options)
     assert bundle.components == ["transformer"]
-    assert (bundle.vae_factor, bundle.clip_tokens, bundle.provenance.seed) == (8, 77, 3)
+    assert (bundle.geometry.pixels_per_latent, bundle.geometry.text.least) == (8, 77)
+    assert bundle.provenance.seed == 3
     assert bundle.model_index["text_encoder_3"] == [None, None]
     assert bundle.config("scheduler", "scheduler_config.json")["shift"] == 3.0
-    with pytest.raises(BundleError, match="--components left it out"):
+    with pytest.raises(BundleError, match="`components` left it out"):
         bundle.graph("vae_decoder")
     assert not list(bundle.path.glob("tokenizer*"))
     bundle.check()
@@ -129,21 +135,23 @@ def test_a_bundle_of_the_transformer_alone(tmp_path: Path) -> None:
     assert float(outputs["layer_delta"].min()) > 0
 
     phases: list[str] = []
-    build("sd3", tmp_path / "b", options, lambda component, phase: phases.append(phase))
+    build("sd3", tmp_path / "b", options, progress=lambda event: phases.append(event.phase))
     assert phases == ["hash", "reuse"]
 
 
 @pytest.mark.usefixtures("small_sd3")
 def test_all_components_and_without_t5(tmp_path: Path) -> None:
-    plan = identify("sd3", BuildOptions(blocks=(1,), seed=0, t5=False), silent)
+    plan = identify("sd3", BuildOptions(emag_candidates=(1,), weights_seed=0, without=("text_encoder_3",)))
     assert plan.components == ("transformer", "text_encoder", "text_encoder_2", "vae_decoder")
-    bundle = build("sd3", tmp_path / "b", BuildOptions(blocks=(1,), seed=0, t5=False), silent)
+    bundle = build(
+        "sd3", tmp_path / "b", BuildOptions(emag_candidates=(1,), weights_seed=0, without=("text_encoder_3",))
+    )
     assert bundle.model_index["tokenizer_3"] == [None, None]
     assert sorted(path.name for path in bundle.path.glob("tokenizer*")) == ["tokenizer", "tokenizer_2"]
 
 
 def test_the_seed_is_part_of_the_key() -> None:
-    plans = [identify("sd3.5-large", BuildOptions(seed=seed), silent) for seed in (0, 0, 1)]
+    plans = [identify("sd3.5-large", BuildOptions(weights_seed=seed)) for seed in (0, 0, 1)]
     assert plans[0].key == plans[1].key != plans[2].key
     # 16.3 GB of transformer, 1.6 of CLIP, 9.5 of T5, 0.2 of autoencoder
     assert plans[0].source.weight_bytes() == pytest.approx(27.6e9, rel=0.01)

@@ -1,24 +1,34 @@
 """The two-pass reference: it reproduces the released numbers, and the fork reproduces it."""
 
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import JointAttnProcessor2_0
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from emag_export.contract import Renorm, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
-from emag_export.exporter.describe.identify import contract_of
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.fork import fork
+from emag_export.families import FAMILIES
+from emag_export.families.sd3.oracle import predict
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
+from emag_export.reference.watch import Handler, watched
 from emag_export.runtime.guidance.rules import Guidance
-from emag_export.runtime.loop import Conditioning, denoise
+from emag_export.runtime.sampling.call import ImageStep, place_calls
 from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
+from emag_export.runtime.sampling.rows import pick
 from emag_export.runtime.sampling.schedule import flow_match_schedule
+from emag_export.runtime.sampling.select import Choice, Choose, by_delta
+from emag_export.runtime.sampling.state import RunState
+from emag_export.runtime.step import step as take_step
 from tests.golden.case import GoldenCase
 from tests.reference_inputs import GOLDEN, golden_model, random_inputs
 
@@ -81,16 +91,16 @@ def plan_for(
     blocks: tuple[int, ...],
     renorm: Renorm = Renorm.ROW,
     windows: EmagWindows | None = None,
+    choose: Choose = by_delta,
 ) -> Plan:
-    contract = contract_of(model.config, variant=variant, blocks=blocks, renorm=renorm)
+    contract = FAMILIES["sd3"].contract(model.config, variant=variant, blocks=blocks, renorm=renorm)
     schedule = flow_match_schedule({"shift": 3.0}, STEPS, image_tokens=24)
-    return make_plan(contract, schedule, Guidance(), windows)
+    return make_plan(contract, schedule, Guidance(), windows, choose)
 
 
-def differing_choice(index: int, delta: Tensor) -> Tensor:
-    """Another block for every image and step."""
-    images, layers = delta.shape
-    return torch.nn.functional.one_hot((torch.arange(images) + index) % layers, layers).to(delta)
+def another_block(image: int, index: int) -> Choice:
+    """Another one of three blocks for every image and step."""
+    return tuple(float(layer == (image + index) % 3) for layer in range(3))
 
 
 @pytest.mark.parametrize("name", [*PER_IMAGE_CASES, *REPLAYED_CASES])
@@ -99,13 +109,14 @@ def test_it_reproduces_the_released_numbers(name: str) -> None:
     case = GoldenCase.load(GOLDEN / f"{name}.npz")
     own_choice = name in PER_IMAGE_CASES
     model = golden_model()
-    contract = contract_of(model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm)
+    contract = FAMILIES["sd3"].contract(
+        model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm
+    )
     steps = two_pass_denoise(
         model,
-        case.plan(contract),
+        case.plan(contract, select=own_choice),
         case.arrays["latents0"],
         case.conditioning(),
-        select=case.select(replay=not own_choice),
         anneal=case.anneal(),
     )
     done = 0
@@ -128,21 +139,34 @@ def test_the_fork_is_two_passes(
     renorm: Renorm,
     blocks: tuple[int, ...],
 ) -> None:
+    """Both images in one call of the fork, which perturbs another block of each; one by one as reference."""
     model = small_models[kind]
-    plan = plan_for(model, variant, blocks, renorm)
+    plans = [
+        plan_for(model, variant, blocks, renorm, choose=partial(another_block, image)) for image in range(2)
+    ]
+    contract = plans[0].contract
     latents, conditioning = random_inputs(model)
-    engine = EagerEngine(ForkedSD3(model, plan.contract).eval(), plan.contract.graph)
-    ours = denoise(engine, plan, latents, conditioning, select=differing_choice)
-    reference = two_pass_denoise(model, plan, latents, conditioning, select=differing_choice)
-    perturbation = 0.0
-    for got, wanted in zip(ours, reference, strict=True):
-        assert (got.latents - wanted.latents).abs().max() <= FORK_TOLERANCE
-        assert torch.equal(got.mask, wanted.mask)
-        if wanted.plan.phase != Phase.PLAIN:
-            assert (got.state.average - wanted.average).abs().max() <= FORK_TOLERANCE
-            assert (got.state.delta - wanted.delta).abs().max() <= FORK_TOLERANCE
-        change = (wanted.predictions.perturbed - wanted.predictions.cond).abs().flatten(1).max(dim=1).values
-        perturbation = max(perturbation, float(change.min()))
+    references = [
+        two_pass_denoise(model, plan, pick(latents, [image]), conditioning.select([image]))
+        for image, plan in enumerate(plans)
+    ]
+    engine = EagerEngine(fork(model, contract), contract.graph)
+    steps = [
+        [ImageStep(step=step, guidance=Guidance()) for step in images]
+        for images in zip(*(plan.steps for plan in plans), strict=True)
+    ]
+    run, perturbation = RunState.start(contract, latents, conditioning.given), 0.0
+    for call, *wanted in zip(place_calls(steps, contract, engine.device), *references, strict=True):
+        run, found = take_step(engine, call, run, conditioning.trunk(call.rows))
+        for image, reference in enumerate(wanted):
+            row = slice(image, image + 1)
+            assert (run.latents[row] - reference.latents).abs().max() <= FORK_TOLERANCE
+            assert torch.equal(found.mask[row], reference.mask)
+            if reference.plan.phase != Phase.PLAIN:
+                assert (run.average[row] - reference.average).abs().max() <= FORK_TOLERANCE
+                assert (run.delta[row] - reference.delta).abs().max() <= FORK_TOLERANCE
+        changes = [(r.predictions.perturbed - r.predictions.cond).abs().max() for r in wanted]
+        perturbation = max(perturbation, float(min(changes)))
     assert perturbation > 20 * FORK_TOLERANCE, "every image must have been visibly perturbed"
 
 
@@ -151,17 +175,9 @@ def test_an_image_does_not_depend_on_its_neighbours(small_models: dict[str, SD3T
     model = small_models["sd3"]
     plan = plan_for(model, Variant.EMAG, (1, 2, 4))
     latents, both = random_inputs(model)
-    assert both.negative_embeds is not None
-    assert both.negative_pooled is not None
     together = list(two_pass_denoise(model, plan, latents, both))
     for image in range(2):
-        row = slice(image, image + 1)
-        one = Conditioning(
-            embeds=both.embeds[row],
-            pooled=both.pooled[row],
-            negative_embeds=both.negative_embeds[row],
-            negative_pooled=both.negative_pooled[row],
-        )
+        row, one = slice(image, image + 1), both.select([image])
         for alone, shared in zip(two_pass_denoise(model, plan, latents[row], one), together, strict=True):
             assert torch.equal(alone.mask, shared.mask[row])
             assert (alone.latents - shared.latents[row]).abs().max() <= FORK_TOLERANCE
@@ -199,48 +215,100 @@ def test_strength_zero_changes_nothing(small_models: dict[str, SD3Transformer2DM
         assert (step.predictions.perturbed - step.predictions.cond).abs().max() <= 1e-5
 
 
-def processors(model: SD3Transformer2DModel) -> list[object]:
-    return [block.attn.processor for block in model.transformer_blocks]
+def watchers(model: SD3Transformer2DModel) -> int:
+    """Hooks in a model's blocks, and modes that PyTorch's functions go through."""
+    blocks = model.transformer_blocks
+    hooks = sum(len(block._forward_hooks) + len(block._forward_pre_hooks) for block in blocks)
+    return hooks + torch._C._len_torch_function_stack()
 
 
-def test_the_model_is_its_own_again_after_every_step() -> None:
+def test_nothing_watches_between_steps_and_after_an_early_exit() -> None:
     model = small_model("sd3")
     latents, conditioning = random_inputs(model)
-    before = processors(model)
     steps = two_pass_denoise(model, plan_for(model, Variant.EMAG, (1, 2, 4)), latents, conditioning)
-    next(steps)
-    assert processors(model) == before
+    assert next(steps).plan.phase == Phase.TRACK
+    assert watchers(model) == 0
     steps.close()  # type: ignore[attr-defined]
-    assert processors(model) == before
+    assert watchers(model) == 0
 
 
-def test_the_model_is_its_own_again_after_an_error() -> None:
+def test_nothing_watches_after_an_error() -> None:
     model = small_model("sd3")
     latents, conditioning = random_inputs(model)
-    before = processors(model)
+    seen: list[int] = []
 
     def fail(module: object, args: object) -> None:
-        if not isinstance(model.transformer_blocks[2].attn.processor, JointAttnProcessor2_0):
+        seen.append(watchers(model))
+        if seen[-1] > 1:
             raise RuntimeError("in the perturbed pass")
 
-    model.transformer_blocks[3].register_forward_pre_hook(fail)
+    own = model.transformer_blocks[3].register_forward_pre_hook(fail)
     steps = two_pass_denoise(model, plan_for(model, Variant.EMAG_Q, (1, 2)), latents, conditioning)
     with pytest.raises(RuntimeError, match="in the perturbed pass"):
         next(steps)
-    assert processors(model) == before
+    own.remove()
+    assert seen == [1, 1 + 2 * 2 + 1], "the hook itself; then two of each candidate, and the mode"
+    assert watchers(model) == 0
 
 
-def test_another_attention_processor_is_refused() -> None:
+class OtherBackend(JointAttnProcessor2_0):  # type: ignore[misc]
+    """The same attention past PyTorch's function, as with another attention backend."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return super().__call__(*args, **options)
+
+
+def test_an_attention_that_cannot_be_seen_is_refused() -> None:
     model = small_model("sd3")
-
-    class AdapterProcessor(JointAttnProcessor2_0):  # type: ignore[misc]
-        pass
-
-    model.transformer_blocks[2].attn.set_processor(AdapterProcessor())
+    model.transformer_blocks[2].attn.set_processor(OtherBackend())
     latents, conditioning = random_inputs(model)
     steps = two_pass_denoise(model, plan_for(model, Variant.EMAG, (1, 2)), latents, conditioning)
-    with pytest.raises(ModelError, match=r"block 2 .*AdapterProcessor.*set_attn_processor"):
+    with pytest.raises(ModelError, match=r"block 2 ran without .*set the model's attention backend to nativ"):
         next(steps)
+    assert watchers(model) == 0
+    others = plan_for(model, Variant.EMAG, (1, 3))
+    assert next(two_pass_denoise(model, others, latents, conditioning)).delta.shape == (2, 2)
+
+
+def forward(model: SD3Transformer2DModel) -> Tensor:
+    latents, conditioning = random_inputs(model)
+    with torch.no_grad():
+        return predict(model, latents, torch.full((2,), 500.0), conditioning.given)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "sd3.5"])
+def test_every_candidate_is_seen_once(small_models: dict[str, SD3Transformer2DModel], kind: str) -> None:
+    """In SD3.5 a second attention, of the image alone, follows in blocks 0 to 2: it is not looked at."""
+    model, seen = small_models[kind], Counter[tuple[int, int]]()
+
+    def handler(index: int) -> Handler:
+        def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+            seen[index, query.shape[2]] += 1
+            return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+        return attend
+
+    alone, candidates = forward(model), (1, 2, 4)
+    with watched(list(model.transformer_blocks), {index: handler(index) for index in candidates}):
+        together = forward(model)
+    assert torch.equal(together, alone)
+    image, text = 6 * 4, 5
+    assert seen == {(index, image + text): 1 for index in candidates}
+
+
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"scale": 1.0}])
+def test_an_attention_of_another_kind_is_refused(options: dict[str, Any]) -> None:
+    class Block(nn.Module):
+        def forward(self, heads: Tensor) -> Tensor:
+            return scaled_dot_product_attention(heads, heads, heads, **options)
+
+    block = Block()
+    with (
+        pytest.raises(ModelError, match="scales or masks its attention"),
+        watched([block], {0: lambda query, key, value, mask: query}),
+    ):
+        block(torch.ones(1, 2, 3, 4))
 
 
 def test_a_plan_for_another_model_is_refused(small_models: dict[str, SD3Transformer2DModel]) -> None:

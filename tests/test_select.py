@@ -6,19 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emag_export.errors import InputError
-from emag_export.runtime.sampling.select import always, lagged_argmax, scheduled
+from emag_export.runtime.sampling.select import always, block_mask, by_delta, lagged_argmax, scheduled
+
+DELTA = st.lists(st.lists(st.floats(0, 9, width=32), min_size=3, max_size=3), min_size=1, max_size=5)
 
 
-@given(st.lists(st.lists(st.floats(0, 9, width=32), min_size=3, max_size=3), min_size=1, max_size=5))
+@given(DELTA)
 def test_lagged_argmax_takes_the_largest_of_each_image(rows: list[list[float]]) -> None:
-    mask = lagged_argmax(3, torch.tensor(rows))
+    mask = lagged_argmax(torch.tensor(rows))
     assert mask.sum(dim=1).tolist() == [1.0] * len(rows)
     assert [row.index(1.0) for row in mask.tolist()] == [row.index(max(row)) for row in rows]
 
 
-def test_always_gives_every_image_the_named_blocks() -> None:
-    mask = always([8, 6], (6, 7, 8))(0, torch.zeros(2, 3))
-    assert mask.tolist() == [[1.0, 0.0, 1.0]] * 2
+def test_by_delta_leaves_every_step_to_delta() -> None:
+    assert by_delta(0) is by_delta(27) is None
+
+
+@pytest.mark.parametrize("index", [0, 27])
+def test_always_names_the_same_blocks_in_every_step(index: int) -> None:
+    assert always([8, 6], (6, 7, 8))(index) == (1.0, 0.0, 1.0)
 
 
 def test_always_refuses_a_block_that_is_no_candidate() -> None:
@@ -27,5 +33,15 @@ def test_always_refuses_a_block_that_is_no_candidate() -> None:
 
 
 def test_scheduled_replays_its_row() -> None:
-    masks = torch.eye(3)
-    assert scheduled(masks)(1, torch.zeros(2, 3)).tolist() == [[0.0, 1.0, 0.0]] * 2
+    choose = scheduled(torch.eye(3).tolist())
+    assert [choose(index) for index in range(3)] == [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+
+
+@given(DELTA, st.floats(0, 1, width=32))
+def test_a_mask_is_the_choice_or_the_largest_at_its_strength(
+    rows: list[list[float]], strength: float
+) -> None:
+    delta = torch.tensor(rows)
+    assert torch.equal(block_mask(None, delta, strength), lagged_argmax(delta) * strength)
+    given_before = block_mask((1.0, 0.0, 1.0), delta, strength)
+    assert given_before.tolist() == [[strength, 0.0, strength]] * len(rows)

@@ -1,11 +1,13 @@
 """Named dimensions: evaluation, and finding sizes from tensors."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emag_export.errors import ContractError
-from emag_export.shapes import Dim, evaluate, solve, symbols
+from emag_export.shapes import Dim, evaluate, product, solve, symbols, without
 
 DIMS: dict[str, tuple[Dim, ...]] = {
     "latents": ("rows", 4, "2*h", "2*w"),
@@ -50,6 +52,36 @@ def test_a_single_wrong_axis_is_refused(sizes: dict[str, int], tensor: str, axis
 
 def test_symbols_keep_their_order() -> None:
     assert symbols(["rows", 4, "2*h", "h*w+text"]) == ("rows", "h", "w", "text")
+
+
+@given(SIZES, st.lists(st.one_of(st.integers(1, 9), st.sampled_from(["h", "w", "text"])), max_size=4))
+def test_product_is_how_many_elements_the_axes_hold(sizes: dict[str, int], dims: list[Dim]) -> None:
+    assert evaluate([product(dims)], sizes) == (math.prod(evaluate(dims, sizes)),)
+
+
+@pytest.mark.parametrize(
+    ("dims", "wanted"),
+    [(("h", "w"), "h*w"), ((16, 16), 256), ((2, "h", 3), "6*h"), ((1, "h"), "h"), (("h",), "h"), ((), 1)],
+)
+def test_product_is_written_as_contracts_write_it(dims: tuple[Dim, ...], wanted: Dim) -> None:
+    assert product(dims) == wanted
+
+
+@given(SIZES, st.lists(st.sampled_from(["h*w", "2*h", "text", "3"]), min_size=2, max_size=4, unique=True))
+def test_without_takes_one_summand_away(sizes: dict[str, int], summands: list[str]) -> None:
+    for summand in summands:
+        rest = without("+".join(summands), summand)
+        assert rest is not None
+        whole, part = evaluate(["+".join(summands), summand], sizes)
+        assert evaluate([rest], sizes) == (whole - part,)
+
+
+def test_without_leaves_nothing_or_everything() -> None:
+    """How an attention without text is told from one with text: what is left of its keys."""
+    assert without("h*w+text", "h*w") == "text"
+    assert without("h*w", "h*w") is None
+    assert without(256, 256) is None
+    assert without("h*w+text", "h") == "h*w+text", "a factor is no summand"
 
 
 def test_errors_say_what_was_got_wanted_and_why() -> None:

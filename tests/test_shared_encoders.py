@@ -11,12 +11,13 @@ import torch
 
 from emag_export.bundle import MANIFEST, Bundle
 from emag_export.contract import DenoiserContract
-from emag_export.engines.registry import open_backend
 from emag_export.errors import BundleError, InputError
-from emag_export.manifest import Geometry
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
 from emag_export.shared_encoders import components_of, home_of, record_encoders
+from emag_export.sizes import Geometry, TextRange
+from tests.bundles import opener
+from tests.sd3 import EMBEDS
 
 SHARED = ("text_encoder", "text_encoder_2", "text_encoder_3", "vae_decoder")
 
@@ -53,10 +54,10 @@ def test_same_embeddings_and_pictures(pair: tuple[Path, Path]) -> None:
     assert home_of(thin, "tokenizer_3").path.resolve() == whole.path.resolve()
     results = []
     for bundle in (whole, thin):
-        with Pipeline(bundle, open_backend("onnxruntime")) as pipeline:
+        with Pipeline(bundle, opener()) as pipeline:
             prepared = pipeline.prepare([replace(default_request(bundle, "a red circle"), steps=3)])
             *_, last = pipeline.denoise(prepared)
-            results.append((prepared.conditioning.embeds, last.latents, pipeline.decode(last.latents)))
+            results.append((prepared.conditioning.given[EMBEDS], last.latents, pipeline.decode(last.latents)))
     for got, wanted in zip(results[1], results[0], strict=True):
         assert torch.equal(torch.as_tensor(got), torch.as_tensor(wanted))
 
@@ -80,7 +81,7 @@ def test_missing_bundle(pair: tuple[Path, Path]) -> None:
     whole, thin = pair
     shutil.rmtree(whole)
     with pytest.raises(BundleError, match=r"uses the encoders of .*whole, which cannot be opened"):
-        Pipeline(Bundle(thin), open_backend("onnxruntime"))
+        Pipeline(Bundle(thin), opener())
 
 
 def test_another_bundle_in_its_place(pair: tuple[Path, Path]) -> None:
@@ -100,18 +101,23 @@ def test_damaged_file_of_the_other_bundle(name: str, pair: tuple[Path, Path]) ->
     data = (whole / name).read_bytes()
     (whole / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(BundleError, match="does not match its SHA-256"):
-        Pipeline(Bundle(thin), open_backend("onnxruntime"))
+        Pipeline(Bundle(thin), opener())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pooled_dim": 2048}, "CLIP's pooled states is .*, the transformer needs 2048"),
-        ({"text_dim": 4096}, "T5's states is .*, the transformer needs 4096"),
-        ({"text_dim": 8}, "CLIP's states is .*, the transformer needs 8"),
-        ({"in_channels": 16}, "latent channels is 8, the transformer needs 16"),
-        ({"vae_factor": 8}, "pixels per latent is 4, the transformer needs 8"),
-        ({"clip_tokens": 77}, "number of tokens is .*, the transformer needs 77"),
+        (
+            {"conditioning": (("text", 4096), (112,))},
+            r"encoder_hidden_states's shape .* needs \('text', 4096\)",
+        ),
+        ({"conditioning": (("text", 128), (2048,))}, r"pooled_projections's shape .* needs \(2048,\)"),
+        (
+            {"latents": (16, "2*h", "2*w"), "out_channels": 16},
+            "latent channels is 8, the transformer needs 16",
+        ),
+        ({"pixels_per_latent": 8}, "pixels per latent is 4, the transformer needs 8"),
+        ({"text": TextRange(least=77, usual=97, most=97)}, "text tokens is .*, the transformer needs 77"),
     ],
 )
 def test_encoders_that_do_not_fit(
@@ -120,7 +126,14 @@ def test_encoders_that_do_not_fit(
     bundle = Bundle(tiny_bundle)
     geometry = geometry_of(bundle)
     contract: DenoiserContract = bundle.contract
-    if change.keys() <= asdict(geometry).keys():
+    if "conditioning" in change:
+        dims = change["conditioning"]
+        wanted = tuple(
+            replace(spec, dims=("trunk_rows", *own))
+            for spec, own in zip(contract.conditioning, dims, strict=True)
+        )
+        contract = replace(contract, conditioning=wanted)
+    elif change.keys() <= asdict(geometry).keys():
         geometry = replace(geometry, **change)
     else:
         contract = replace(contract, **change)

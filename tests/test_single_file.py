@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emag_export.errors import ModelError
-from emag_export.exporter import single_file
-from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
-from emag_export.exporter.source.find import SourceModel, find_source
+from emag_export.exporter.source.find import find_source
+from emag_export.exporter.source.load import load_component, load_transformer
+from emag_export.families import FAMILIES
+from emag_export.families.sd3 import single_file
+from emag_export.families.source_model import SourceModel
 from emag_export.tiny_sd3 import MODEL_DIR
 
 # The published names of the tensors that are only renamed, by diffusers' name.
@@ -125,7 +127,7 @@ def tiny_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
     }
     configs["scheduler"] = json.loads((MODEL_DIR / "scheduler" / "scheduler_config.json").read_text())
-    monkeypatch.setattr(single_file, "PIPELINES", {"sd3": configs})
+    monkeypatch.setattr(single_file, "CONFIGS", {"sd3": configs})
     monkeypatch.setattr(single_file, "_HEAD_DIM", configs["transformer"]["attention_head_dim"])
     weights = published_transformer(load_transformer(tiny).state_dict(), configs["transformer"]["num_layers"])
     vae = load(tiny, "vae_decoder").state_dict()
@@ -145,8 +147,7 @@ def tiny_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(source: SourceModel, component: str, precision: str = "float32") -> Any:
-    part = AUXILIARY[component]
-    return load_weights(source, part.source, part.library, part.model_class, precision)
+    return load_component(source, source.family.component(component), precision)
 
 
 @pytest.mark.parametrize(("qk_norm", "dual"), [(None, ()), ("rms_norm", (0, 1))])
@@ -175,7 +176,7 @@ def test_transformer_is_found_and_loaded(qk_norm: str | None, dual: tuple[int, .
     assert dict(source.copied("scheduler")).keys() == {"scheduler_config.json"}
 
 
-@pytest.mark.parametrize("component", AUXILIARY)
+@pytest.mark.parametrize("component", [part.name for part in FAMILIES["sd3"].components])
 def test_other_parts_of_the_file(component: str, tiny_published: Path) -> None:
     source, tiny = find_source(str(tiny_published)), find_source("tiny-sd3")
     got, wanted = load(source, component).state_dict(), load(tiny, component).state_dict()

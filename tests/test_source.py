@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from emag_export.errors import ModelError
-from emag_export.exporter.components import load_transformer, load_weights
 from emag_export.exporter.source.find import find_source
+from emag_export.exporter.source.load import load_component, load_transformer
+from emag_export.families.source_model import SourceModel
 from emag_export.tiny_sd3 import MODEL_DIR
 
 SHARD = "100KB"
@@ -47,24 +48,23 @@ def assert_same_weights(got: nn.Module, wanted: nn.Module) -> None:
         assert torch.equal(tensor, state(wanted)[name]), name
 
 
-CLASSES = {
-    "transformer": ("diffusers", "SD3Transformer2DModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "text_encoder_3": ("transformers", "T5EncoderModel"),
-}
+FOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
-@pytest.mark.parametrize("component", CLASSES)
+def loaded(source: SourceModel, folder: str) -> nn.Module:
+    """One component in float32."""
+    if folder == "transformer":
+        model: nn.Module = load_transformer(source)
+        return model
+    part = next(part for part in source.family.components if part.folder == folder)
+    return load_component(source, part, "float32")
+
+
+@pytest.mark.parametrize("component", FOLDERS)
 def test_shards_hold_the_same_weights(component: str, sharded: Path) -> None:
     assert len(list((sharded / component).glob("*.safetensors"))) > 1
     whole, parts = find_source("tiny-sd3"), find_source(str(sharded))
-    library, model_class = CLASSES[component]
-    assert_same_weights(
-        load_weights(parts, component, library, model_class, "float32"),
-        load_weights(whole, component, library, model_class, "float32"),
-    )
+    assert_same_weights(loaded(parts, component), loaded(whole, component))
 
 
 def test_shards_are_counted_and_fingerprinted(sharded: Path) -> None:
@@ -123,9 +123,7 @@ def test_half_precision_variant_is_read_where_there_is_no_other(shard: str | Non
     assert source.variant("transformer") == "fp16"
     whole = find_source("tiny-sd3")
     for component in ("transformer", "text_encoder"):
-        library, model_class = CLASSES[component]
-        got = load_weights(source, component, library, model_class, "float32")
-        wanted = load_weights(whole, component, library, model_class, "float32")
+        got, wanted = loaded(source, component), loaded(whole, component)
         assert_same_weights(got, wanted.half().float())
 
 
@@ -145,14 +143,16 @@ _MEASURE = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from emag_export.exporter.components import load_weights
-from emag_export.exporter.source.find import SourceModel
+from emag_export.exporter.source.load import _load
+from emag_export.families import FAMILIES
+from emag_export.families.source_model import SourceModel
 import diffusers, transformers
 diffusers.SD3Transformer2DModel, transformers.T5EncoderModel
 def memory(field):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(field + ":"))
 field, precision, folder, library, model_class = sys.argv[1:]
-source = SourceModel(name="m", path=Path(folder), revision=None, index={"c": [library, model_class]})
+source = SourceModel(name="m", path=Path(folder), revision=None, index={"c": [library, model_class]},
+    family=FAMILIES["sd3"])
 before = peak = memory(field)
 def watch():
     global peak
@@ -163,7 +163,7 @@ done = False
 thread = threading.Thread(target=watch)
 thread.start()
 SourceModel.variant = lambda self, component: None
-model = load_weights(source, "c", library, model_class, precision)
+model = _load(source, "c", library, model_class, precision)
 sum(float(tensor.sum()) for tensor in model.parameters())
 done = True
 thread.join()

@@ -11,17 +11,18 @@ from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.errors import InputError
-from emag_export.exporter.describe.identify import BuildOptions, contract_of, identify
+from emag_export.exporter.describe.identify import identify
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.fork import Forked, fork
 from emag_export.exporter.graph.onnx_export import export_graph
+from emag_export.families import FAMILIES
+from emag_export.options import BuildOptions
 from emag_export.reference.compare import compare
 from emag_export.reference.two_pass import two_pass_denoise
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.sampling.plan import make_plan
 from emag_export.runtime.sampling.schedule import flow_match_schedule
-from emag_export.runtime.sampling.state import EmaState
-from tests.bundles import silent
+from emag_export.runtime.sampling.state import RunState
 from tests.conftest import small_fork
 from tests.reference_inputs import golden_model
 from tests.reference_inputs import random_inputs as noise_and_prompts
@@ -38,12 +39,12 @@ def in_half(contract: DenoiserContract) -> DenoiserContract:
     return replace(contract, state_dtype="float16")
 
 
-def averages(fork: ForkedSD3) -> list[Tensor]:
+def averages(forked: Forked) -> list[Tensor]:
     """After every step, each with other latents; nothing is replaced, so that X depends on no average."""
-    spec = fork.contract.graph
+    spec = forked.contract.graph
     state = random_inputs(spec, SIZES)["ema_state"].zero_()
     states = []
-    with EagerEngine(fork, spec) as engine:
+    with EagerEngine(forked, spec) as engine:
         for step in range(STEPS):
             feeds = random_inputs(spec, SIZES, seed=step)
             feeds["layer_mask"] = torch.zeros_like(feeds["layer_mask"])
@@ -57,7 +58,7 @@ def averages(fork: ForkedSD3) -> list[Tensor]:
 def test_only_what_is_stored_is_rounded(variant: Variant) -> None:
     """e' = (1 - a) e + one rounding, element by element: what float32 inside a step promises."""
     fine = small_fork("sd3", variant)
-    coarse = ForkedSD3(fine.model, in_half(fine.contract)).eval()
+    coarse = fork(fine.model, in_half(fine.contract))
     exact, stored = averages(fine), averages(coarse)
     assert torch.equal(stored[0], exact[0].half()), "a = 1 from zeros stores X itself"
     bound = torch.zeros_like(exact[0])
@@ -69,12 +70,12 @@ def test_only_what_is_stored_is_rounded(variant: Variant) -> None:
 
 
 def test_the_graph_takes_and_gives_float16(tmp_path: Path) -> None:
-    fork = small_fork("sd3")
-    fork = ForkedSD3(fork.model, in_half(fork.contract)).eval()
-    spec, path = fork.contract.graph, tmp_path / "model.onnx"
-    export_graph(fork, spec, random_inputs(spec, DENOISER_EXAMPLE_SIZES), path)
+    fine = small_fork("sd3")
+    coarse = fork(fine.model, in_half(fine.contract))
+    spec, path = coarse.contract.graph, tmp_path / "model.onnx"
+    export_graph(coarse, spec, random_inputs(spec, DENOISER_EXAMPLE_SIZES), path)
     feeds = random_inputs(spec, SIZES, seed=1)
-    with EagerEngine(fork, spec) as eager, OnnxRuntimeEngine(path, spec, OrtOptions(threads=1)) as engine:
+    with EagerEngine(coarse, spec) as eager, OnnxRuntimeEngine(path, spec, OrtOptions(threads=1)) as engine:
         wanted, got = eager.run(feeds), engine.run(feeds)
     assert feeds["ema_state"].dtype is got["ema_state_out"].dtype is torch.float16
     assert got["noise_pred"].dtype is torch.float32
@@ -88,11 +89,13 @@ def test_the_graph_takes_and_gives_float16(tmp_path: Path) -> None:
 def test_compare_has_thresholds_of_its_own_for_it() -> None:
     """Tighter than float16's: velocities, Delta, choices and the free run are all judged."""
     model = golden_model()
-    contract = contract_of(model.config, variant=Variant.EMAG_Q, blocks=(6, 7, 8), state_dtype="float16")
+    contract = FAMILIES["sd3"].contract(
+        model.config, variant=Variant.EMAG_Q, blocks=(6, 7, 8), state_dtype="float16"
+    )
     plan = make_plan(contract, flow_match_schedule({"shift": 3.0}, 8, image_tokens=24), Guidance())
     latents, conditioning = noise_and_prompts(model)
 
-    engine = EagerEngine(ForkedSD3(model, contract).eval(), contract.graph)
+    engine = EagerEngine(fork(model, contract), contract.graph)
     reference = list(two_pass_denoise(model, plan, latents, conditioning))
     result = compare(engine, plan, reference)
     assert result.failures() == []
@@ -105,10 +108,9 @@ def test_compare_has_thresholds_of_its_own_for_it() -> None:
     assert result.threshold.free is not None
     broken = replace(result, free=(*result.free[:-1], replace(free, max_abs=2 * result.threshold.free)))
     assert "is the state handed on unchanged?" in broken.failures()[0]
-    average = EmaState.zeros_for(contract, latents, conditioning.embeds).average
-    assert average.dtype is torch.float16
+    assert RunState.start(contract, latents, conditioning.given).average.dtype is torch.float16
 
 
 def test_averages_in_bfloat16_are_refused() -> None:
     with pytest.raises(InputError, match="choose float32 or float16"):
-        identify("tiny-sd3", BuildOptions(state_precision="bfloat16"), silent)
+        identify("tiny-sd3", BuildOptions(state_precision="bfloat16"))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,14 +25,17 @@ from emag_export.engines.tensorrt.flavour import flavour_of
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
 from emag_export.engines.tensorrt.store import engine_folders
 from emag_export.errors import EngineError
+from emag_export.progress import Event
 from tests.bundles import TinyBundles
 
 RTX = flavour_of("tensorrt-rtx")
 BLACKWELL_AND_ADA = ("sm89", "sm120")
 
-
-def quiet(component: str, phase: str, step: int, steps: int) -> None:
-    """Progress for nobody."""
+SAME_BUNDLE: dict[str, Callable[[Bundle], list[str]]] = {
+    "build": lambda bundle: ["--model", "tiny-sd3", "-o", str(bundle.path)],
+    "compile": lambda bundle: [str(bundle.path)],
+}
+"""What each of the two commands that compile engines is told of a bundle that is there."""
 
 
 def only(build: EngineBuild, component: str) -> EngineBuild:
@@ -60,12 +64,15 @@ def test_every_component_of_tiny_sd3_becomes_an_engine(
 ) -> None:
     shutil.copytree(tiny_bundles(variant, precision), tmp_path / "bundle")
     bundle = Bundle(tmp_path / "bundle")
-    phases: set[str] = set()
+    events: list[Event] = []
     build = plan_engine_build(bundle, RTX, EngineOptions(targets=targets))
-    records = build.run(lambda component, phase, step, steps: phases.add(phase))
+    records = build.run(events.append)
 
     assert list(records) == bundle.components == list(build.missing)
-    assert {"Building engine", "Optimizing graph"} <= phases
+    for component in bundle.components:
+        phases = {event.phase for event in events if event.component == component}
+        assert {"building engine", "optimizing graph"} <= phases
+    assert all(event.total is not None and event.done <= event.total for event in events)
     (folder,) = engine_folders(bundle)
     assert folder.name == f"tensorrt-rtx-{RTX.version()}-{'+'.join(targets)}"
     weights = sum(path.stat().st_size for path in (bundle.path / "transformer").glob("model.onnx*"))
@@ -84,12 +91,12 @@ def test_every_component_of_tiny_sd3_becomes_an_engine(
 
 def test_the_second_build_is_a_hit_and_any_other_option_is_not(bundle: Bundle) -> None:
     options = EngineOptions(targets=("sm89",), max_images=2)
-    only(plan_engine_build(bundle, RTX, options), "text_encoder").run(quiet)
+    only(plan_engine_build(bundle, RTX, options), "text_encoder").run()
     assert "text_encoder" not in plan_engine_build(bundle, RTX, options).missing
     for other in (
         EngineOptions(targets=("sm89",), max_images=3),
         EngineOptions(targets=("sm89",), max_images=2, tf32=False),
-        EngineOptions(targets=("sm89",), max_images=2, height=SizeRange(min=64, opt=64, max=64)),
+        EngineOptions(targets=("sm89",), max_images=2, height_range=SizeRange(min=64, opt=64, max=64)),
         EngineOptions(targets=("sm89",), max_images=2, optimization_level=1),
         EngineOptions(targets=("sm86",), max_images=2),
     ):
@@ -99,10 +106,10 @@ def test_the_second_build_is_a_hit_and_any_other_option_is_not(bundle: Bundle) -
 def test_a_single_size_gives_a_static_engine_of_less_memory(bundle: Bundle) -> None:
     def scratch(options: EngineOptions) -> int:
         build = only(plan_engine_build(bundle, RTX, options), "vae_decoder")
-        return build.run(quiet)["vae_decoder"].memory["scratch"]
+        return build.run()["vae_decoder"].memory["scratch"]
 
     one = SizeRange.parse("64")
-    assert scratch(EngineOptions(targets=("sm89",), height=one, width=one)) < scratch(
+    assert scratch(EngineOptions(targets=("sm89",), height_range=one, width_range=one)) < scratch(
         EngineOptions(targets=("sm89",))
     )
 
@@ -131,16 +138,16 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
         build_plan(tmp_path / "g.onnx", spec, ({},), RTX, EngineOptions(targets=("sm89",)))
 
 
-def test_too_little_workspace_names_the_option(bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="raise --workspace"):
-        build = plan_engine_build(bundle, RTX, EngineOptions(targets=("sm89",), workspace_mib=1))
-        only(build, "vae_decoder").run(quiet)
+def test_too_little_workspace_names_the_parameter(bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="raise `workspace`"):
+        build = plan_engine_build(bundle, RTX, EngineOptions(targets=("sm89",), workspace=1))
+        only(build, "vae_decoder").run()
 
 
 def test_ctrl_c_stops_the_build_and_leaves_no_plan(bundle: Bundle) -> None:
     command = [
-        *(sys.executable, "-m", "emag_export.cli.main", "build", "--model", "tiny-sd3"),
-        *("--backend", "tensorrt-rtx", "--target", "sm89", "-o", str(bundle.path)),
+        *(sys.executable, "-m", "emag_export.cli.main", "compile", str(bundle.path)),
+        *("--backend", "tensorrt-rtx", "--target", "sm89"),
     ]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"}
@@ -161,7 +168,7 @@ def test_ctrl_c_stops_the_build_and_leaves_no_plan(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--backend", "tensorrt-rtx", "--target", "sm90"], 2, "--backend tensorrt --target current"),
+        (["--backend", "tensorrt-rtx", "--target", "sm90"], 2, "--backend tensorrt with --target current"),
         (["--backend", "tensorrt-rtx", "--target", "sm89", "--target", "current"], 2, "cannot be combined"),
         (["--backend", "tensorrt-rtx"], 6, "name the GPU to build for with --target"),
         (["--backend", "tensorrt"], 7, "pip install tensorrt"),
@@ -169,23 +176,33 @@ def test_ctrl_c_stops_the_build_and_leaves_no_plan(bundle: Bundle) -> None:
         (["--backend", "tensorrt-rtx", "--target", "sm89", "--refittable"], 2, "--target current"),
         (["--backend", "tensorrt-rtx", "--target", "sm89", "--version-compatible"], 2, "takes no"),
         (["--backend", "tensorrt-rtx", "--target", "sm89", "--timing-cache"], 2, "takes no --timing-cache"),
-        (["--backend", "tensorrt-rtx", "--target", "sm89", "--height", "9"], 2, "no multiple of 8; take 8"),
-        (["--backend", "tensorrt-rtx", "--target", "sm89", "--width", "8:64:4096"], 2, "covers: 192"),
-        (["--backend", "tensorrt-rtx", "--target", "sm89", "--width", "64:32"], 2, "no range of sizes"),
-        (["--target", "sm89"], 2, "say which with --backend"),
+        (
+            ["--backend", "tensorrt-rtx", "--target", "sm89", "--height-range", "9"],
+            2,
+            "--height-range 9 is no multiple of 8; take 8",
+        ),
+        (["--backend", "tensorrt-rtx", "--target", "sm89", "--width-range", "8:64:4096"], 2, "covers: 192"),
+        (["--backend", "tensorrt-rtx", "--target", "sm89", "--width-range", "64:32"], 2, "no range of sizes"),
+        (["--target", "sm89"], 2, "--backend"),
     ],
 )
+@pytest.mark.parametrize("command", ["build", "compile"])
 @pytest.mark.filterwarnings("ignore:CUDA initialization")
 def test_bad_options_end_in_one_sentence(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, says: str
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    arguments: list[str],
+    code: int,
+    says: str,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    result = CliRunner().invoke(main, ["build", "--model", "tiny-sd3", "-o", str(bundle.path), *arguments])
+    result = CliRunner().invoke(main, [command, *SAME_BUNDLE[command](bundle), *arguments])
     assert (result.exit_code, says in result.output) == (code, True), result.output
     assert not (bundle.path / "engines").exists()
 
 
-def test_build_inspect_and_generate_from_the_command_line(bundle: Bundle, tmp_path: Path) -> None:
+def test_build_compile_inspect_and_generate_from_the_command_line(bundle: Bundle, tmp_path: Path) -> None:
     run = CliRunner().invoke
     engine = ["--backend", "tensorrt-rtx"]
     built = run(
@@ -194,11 +211,9 @@ def test_build_inspect_and_generate_from_the_command_line(bundle: Bundle, tmp_pa
     )
     assert built.exit_code == 0, built.output
     assert json.loads(built.stdout)["engines"]["built"] == bundle.components
-    again = run(
-        main,
-        ["build", "--model", "tiny-sd3", "-o", str(bundle.path), *engine, "--target", "sm89", "--json"],
-    )
-    assert json.loads(again.stdout)["engines"]["built"] == []
+    again = run(main, ["compile", str(bundle.path), *engine, "--target", "sm89", "--json"])
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout) == {**json.loads(built.stdout)["engines"], "built": []}
 
     shown = run(main, ["inspect", str(bundle.path), "--engine"])
     assert shown.exit_code == 0

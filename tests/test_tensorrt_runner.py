@@ -19,13 +19,14 @@ from emag_export.engines.tensorrt.runner import RunOptions, StoredPlan, TensorRT
 from emag_export.engines.tensorrt.store import EngineFolder, PlanRecord
 from emag_export.engines.tensorrt.streaming import automatic_budget, set_budget
 from emag_export.engines.tensorrt.workspace import empty_aligned
-from emag_export.errors import EngineError
+from emag_export.errors import Call, EngineError
 from tests import tensorrt_double as double
 from tests.tensorrt_double import SPEC, HostGraph, HostWorkspace
 
 RTX = FLAVOURS["tensorrt-rtx"]
 TENSORRT = replace(FLAVOURS["tensorrt"], module="tensorrt_rtx", minimum=(1, 4))
 """With the enumerations of the module that is installed; both share their Python API."""
+REBUILD = Call(verb="compile", arguments={"bundle": "bundle", "backend": "tensorrt"})
 
 
 class Bench:
@@ -35,7 +36,7 @@ class Bench:
         self.log: list[str] = []
         self.plan_engine = double.Engine(self.log)
         self.workspace = HostWorkspace(self.log)
-        self.folder = EngineFolder(folder, "emag-export build …")
+        self.folder = EngineFolder(folder, REBUILD)
         self.streaming = False
         monkeypatch.setattr(TensorRTEngine, "_deserialise", lambda engine: self._load(engine))
         monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "host")
@@ -228,15 +229,19 @@ def test_buffers_serve_callers_in_and_out_of_inference_mode(bench: Bench) -> Non
 @pytest.mark.parametrize("refusal", [None, RuntimeError("CUDA initialization failure")])
 def test_a_refused_profile_is_an_engine_error(bench: Bench, refusal: Exception | None) -> None:
     bench.plan_engine.accepts_profiles, bench.plan_engine.profile_refusal = False, refusal
-    with pytest.raises(EngineError, match=r"cannot prepare profile 0 of .*lower --max-images.*: emag-export"):
+    with pytest.raises(EngineError, match=r"cannot prepare profile 0 of .*; lower `max_images`") as caught:
         bench.open()
+    assert caught.value.remedy == REBUILD
 
 
 def test_a_refused_shape_is_named(bench: Bench) -> None:
     with bench.open() as engine:
         bench.plan_engine.accepts_shapes = False
-        with pytest.raises(EngineError, match=r"refused x of shape \(2, 64\) in .*transformer\.plan"):
+        with pytest.raises(
+            EngineError, match=r"refused x of shape \(2, 64\) in .*transformer\.plan"
+        ) as caught:
             call(engine, state(), None)
+        assert caught.value.remedy == REBUILD
         bench.plan_engine.accepts_shapes = True
         call(engine, state(), None)
 
@@ -260,7 +265,7 @@ def test_a_failed_capture_says_why_and_not_how_it_ended(
         average, spare = state(), state()
         call(engine, average, spare)
         with pytest.raises(
-            EngineError, match=r"failed in .*transformer\.plan.*try --no-cuda-graphs"
+            EngineError, match=r"failed in .*transformer\.plan.*turn off `cuda_graphs`"
         ) as caught:
             call(engine, average, spare)
     assert HostGraph.capturing is None
@@ -275,7 +280,9 @@ def test_a_capture_that_ends_with_an_error_is_an_engine_error(
         average, spare = state(), state()
         call(engine, average, spare)
         monkeypatch.setattr(HostGraph, "ending_fails", True)
-        with pytest.raises(EngineError, match=r"cannot capture a call of .*previous error.*--no-cuda-graphs"):
+        with pytest.raises(
+            EngineError, match=r"cannot capture a call of .*previous error.*turn off `cuda_graphs`"
+        ):
             call(engine, average, spare)
 
 
@@ -291,6 +298,22 @@ def test_kernels_compiled_in_a_run_are_kept_for_the_next(bench: Bench) -> None:
     with bench.open(RTX) as engine:
         call(engine, state(), None, rows=1)
     assert file.read_bytes() == b"kernels 1"
+
+
+@pytest.mark.parametrize("flavour", [TENSORRT, RTX], ids=["tensorrt", "tensorrt-rtx"])
+def test_closing_again_waits_for_nothing_and_writes_nothing(bench: Bench, flavour: Flavour) -> None:
+    kernels = bench.folder.runtime_cache("transformer")
+    with bench.open(flavour) as engine:
+        call(engine, state(), None)
+        bench.log.clear()
+        engine.close()
+        assert bench.log == ["host waits"]
+        assert kernels.is_file() is flavour.captures_graphs_itself
+        kernels.unlink(missing_ok=True)
+        engine.close()
+    engine.close()
+    assert bench.log == ["host waits"]
+    assert not kernels.exists()
 
 
 @pytest.mark.parametrize("eager_kernels", [True, False])
@@ -346,7 +369,7 @@ class Wrapping:
 
 def test_a_budget_that_did_not_arrive_is_an_error() -> None:
     set_budget(Wrapping(), 4 * GB)
-    with pytest.raises(EngineError, match=r"^11000000000 bytes .* keeps 2410065408; .*--weight-budget"):
+    with pytest.raises(EngineError, match=r"^11000000000 bytes .* keeps 2410065408; .*`weight_budget`"):
         set_budget(Wrapping(), 11 * GB)
 
 

@@ -122,6 +122,24 @@ def top_level(found: Distribution) -> Iterator[str]:
     yield from sorted(name for name in names if name != ".." and (HERE / name).exists())
 
 
+def test_every_module_of_the_checkout_is_in_the_wheel(wheel: Path) -> None:
+    """Packages are listed by hand, and three of them lie beside the package they belong to."""
+    import zipfile
+
+    homes = {
+        "emag_export": "emag_export",
+        **{name: f"emag_export/{name}" for name in ("engines", "runtime", "cli")},
+    }
+    here = {
+        f"{home}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, home in homes.items()
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.endswith(".py")}
+    assert packed == here
+
+
 def test_a_server_on_a_gpu_gets_one_onnxruntime_and_nothing_that_exports(wheel: Path) -> None:
     names = requirements(wheel, ("gpu",)).keys()
     assert {"onnxruntime-gpu", "torch", "diffusers", "pydantic"} <= names

@@ -20,7 +20,7 @@ from benchmarks.gpu.runner import Runner
 from benchmarks.gpu.summary import markdown, summarise
 from emag_export.bench.report import describe_machine
 from emag_export.contract import PRECISIONS
-from emag_export.models import KNOWN_MODELS
+from emag_export.families import KNOWN_MODELS
 
 _PIXELS = 1024
 """Of a model that is not known by name."""

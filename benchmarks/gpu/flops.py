@@ -3,16 +3,14 @@
 Counted, not written down: the model's own forward pass on PyTorch's ``meta`` device, which computes nothing.
 """
 
-import json
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
-
+import diffusers
 import torch
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from emag_export.bench.contender import Contender
+from emag_export.engines.protocol import TORCH_DTYPES
+from emag_export.families.family import Config, Family
+from emag_export.shapes import Sizes, evaluate
 
 __all__ = ["data_sheet_tflops", "row_flops", "run_flops"]
 
@@ -21,29 +19,24 @@ _DATA_SHEET = {"H200": 989.4, "H100 80GB HBM3": 989.4, "H100 PCIe": 756.5, "A100
 From NVIDIA's data sheets, which give twice as many for sparse matrices."""
 
 
-def row_flops(config: Mapping[str, Any], *, height: int, width: int, text: int) -> int:
+def row_flops(family: Family, config: Config, sizes: Sizes) -> int:
     """Operations of one row in one pass of the whole model: two for each product that is added up.
 
     Args:
+        family: Of the model.
         config: Of the transformer, as in its ``config.json``.
-        height: Of the latents.
-        width: Of the latents.
-        text: Tokens of the text.
+        sizes: Named dimensions of the picture and the text: ``{"h": 64, "w": 64, "text": 333}``.
     """
-    return _counted(json.dumps(dict(config), sort_keys=True), height, width, text)
-
-
-@lru_cache
-def _counted(config: str, height: int, width: int, text: int) -> int:
-    sizes = {name: value for name, value in json.loads(config).items() if not name.startswith("_")}
+    one, shape = {**sizes, "trunk_rows": 1}, family.shape(config, "float32")
+    arguments = {name: value for name, value in config.items() if not name.startswith("_")}
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model = SD3Transformer2DModel(**sizes).eval()
-        model(
-            hidden_states=torch.empty(1, sizes["in_channels"], height, width),
-            timestep=torch.empty(1),
-            encoder_hidden_states=torch.empty(1, text, sizes["joint_attention_dim"]),
-            pooled_projections=torch.empty(1, sizes["pooled_projection_dim"]),
-        )
+        model = getattr(diffusers, family.transformer)(**arguments).eval()
+        conditioning = {
+            tensor.name: torch.empty(evaluate(tensor.dims, one), dtype=TORCH_DTYPES[tensor.dtype])
+            for tensor in shape.conditioning
+        }
+        latents = torch.empty(1, *evaluate(shape.latents, one))
+        family.part("oracle").predict(model, latents, torch.empty(1), conditioning)
     return int(counter.get_total_flops())
 
 

@@ -102,12 +102,14 @@ class Item:
         # TensorRT runs on the GPU only, and takes no other device.
         device = () if self.backend in FLAVOURS else ("--device", options.device)
         match self.kind:
-            case "build" | "engine":
-                yield from (*_CLI, "build", *self._model(options), "--overwrite", "-o", folder, "--json")
+            case "build":
+                yield from (*_CLI, "build", *self._model(options), "--backend", "none")
+                yield from ("--overwrite", "-o", folder, "--json")
+            case "engine":
+                yield from (*_CLI, "compile", folder, *backend, "--max-images", str(self.images))
                 # One size and no more pictures than asked for: for the default range of both, an engine
                 # with maps of attention wants 203 GB at SD3-medium's size.
-                sizes = ("--max-images", str(self.images), "--height", pixels, "--width", pixels)
-                yield from (*backend, *sizes) if self.kind == "engine" else ("--backend", "none")
+                yield from ("--height-range", pixels, "--width-range", pixels, "--json")
             case "inspect":
                 yield from (*_CLI, "inspect", folder, "--engine", "--json")
             case "compare":

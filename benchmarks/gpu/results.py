@@ -41,7 +41,7 @@ def key_in(folder: Path) -> str | None:
 
 
 def _engine(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    return dict(data["engines"]) if data["engines"]["built"] else None
+    return dict(data) if data["built"] else None
 
 
 def _compare(data: Mapping[str, Any]) -> dict[str, Any]:

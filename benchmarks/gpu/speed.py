@@ -28,16 +28,17 @@ from emag_export.bench.session import Entry, Setup, load_original
 from emag_export.bench.timing import wait_for
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.cli.console import quiet_libraries
-from emag_export.cli.options import BACKENDS, opener_of
 from emag_export.contract import Variant
+from emag_export.engines.config import EngineConfig
 from emag_export.engines.protocol import Engine
+from emag_export.engines.registry import BACKENDS, open_backend
 from emag_export.errors import EmagError
-from emag_export.exporter.eager import source_of
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.loop import DenoiseStep, denoise
 from emag_export.runtime.prepare import Prepared
 from emag_export.runtime.request import default_request
-from emag_export.runtime.sampling.state import StatePool
+from emag_export.runtime.sampling.pool import StatePool
+from emag_export.sizes import call_sizes
 
 __all__ = ["TimedRun", "guidances_of", "measure", "setup_of", "time_run"]
 
@@ -95,12 +96,13 @@ def setup_of(bundle: Bundle, options: argparse.Namespace) -> Setup:
     request = replace(default_request(bundle, "a picture"), steps=options.steps)
     if options.pixels is not None:
         request = replace(request, height=options.pixels, width=options.pixels)
-    shared = {"device": options.device, "threads": 0, "model": None, "provider": None, "cuda_graphs": True}
-    shared |= {"weight_budget": None, "backend": options.backend}
-    opener = partial(opener_of, options=shared)
+    backends = {}
+    if options.backend is not None:
+        engine = EngineConfig(backend=options.backend, device=options.device)
+        backends[options.backend] = partial(open_backend, engine)
     return Setup(
         bundles=(bundle,),
-        backends={} if options.backend is None else {options.backend: opener},
+        backends=backends,
         request=request,
         images=options.images,
         baseline_device=options.device,
@@ -157,23 +159,16 @@ def _passes(model: Any, prepared: Prepared) -> Iterator[Step]:
         prepared.plan,
         prepared.latents,
         prepared.conditioning,
-        select=prepared.select,
         anneal=prepared.anneal,
+        noise=prepared.noise,
     )
 
 
 def _calls(engine: Engine, pool: StatePool, prepared: Prepared) -> Iterator[Step]:
     """Our loop on averages that lie where those of the last run lay, so that captured calls are replayed."""
-    with pool.lend(prepared.plan.contract, prepared.latents, prepared.conditioning.embeds) as state:
-        yield from denoise(
-            engine,
-            prepared.plan,
-            prepared.latents,
-            prepared.conditioning,
-            select=prepared.select,
-            anneal=prepared.anneal,
-            state=state,
-        )
+    plan, given = prepared.plan, prepared.conditioning
+    with pool.lend(plan.contract, prepared.latents, given.given) as start:
+        yield from denoise(engine, plan, start, given, anneal=prepared.anneal, noise=prepared.noise)
 
 
 def _times(timed: Sequence[TimedRun], images: int) -> dict[str, Any]:
@@ -200,12 +195,8 @@ def _phase(ms: Sequence[float], runs: int) -> Mapping[str, float]:
 def _operations(setup: Setup, contender: Contender, timed: Sequence[TimedRun]) -> dict[str, Any]:
     """TFLOP of one image, how many a second, and the share of what the data sheet promises."""
     bundle, request = setup.bundles[0], setup.request
-    row = row_flops(
-        source_of(bundle, setup.model).config(DENOISER),
-        height=request.height // bundle.vae_factor,
-        width=request.width // bundle.vae_factor,
-        text=bundle.clip_tokens + bundle.defaults.max_sequence_length,
-    )
+    sizes = call_sizes(bundle.contract, bundle.geometry, images=1, height=request.height, width=request.width)
+    row = row_flops(bundle.family, bundle.config(DENOISER), sizes)
     tflop = run_flops(contender, row) / 1e12
     rate = tflop * setup.images / median(sum(run.seconds) for run in timed)
     on_gpu = contender.device.type == "cuda"
@@ -232,7 +223,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--backend", choices=BACKENDS)
+    parser.add_argument("--backend", choices=list(BACKENDS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--images", type=int, default=1, help="Pictures per call.")
     parser.add_argument("--steps", type=int, default=28)

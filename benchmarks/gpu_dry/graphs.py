@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from emag_export.bundle import DENOISER, GRAPH_FILE, Bundle, engine_graph_file
-from emag_export.contract import PRECISIONS, GraphSpec, TensorSpec, Variant
+from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.exporter.build import build
-from emag_export.exporter.describe.identify import BuildOptions
 from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.hashing import hash_files
+from emag_export.options import BuildOptions
 
 __all__ = ["DryGraph", "control_graph", "denoiser_graphs"]
 
 _SOURCES = Path(__file__).parent.parent.parent / "emag_export"
+_EXPORTING = ("*.py", "exporter/**/*.py", "families/**/*.py")
 _VARIANTS = (Variant.EMAG_Q, Variant.EMAG)
 _PRECISIONS = ("fp32", "fp16")
 
@@ -32,14 +33,15 @@ class DryGraph:
 
 
 def denoiser_graphs(folder: Path, on_progress: Callable[[str], None]) -> list[DryGraph]:
-    """Export what is not there yet; everything again when a source file of ``emag_export`` has changed.
+    """Export what is not there yet; everything again when a source file that graphs are made by has changed.
 
     Args:
         folder: For the bundles, which hold the transformer alone.
         on_progress: Told which one is being exported.
     """
     stamp = folder / "sources.sha256"
-    sources = hash_files(_SOURCES, [*_SOURCES.glob("*.py"), *_SOURCES.glob("exporter/*.py")])
+    files = [path for pattern in _EXPORTING for path in sorted(_SOURCES.glob(pattern))]
+    sources = hash_files(_SOURCES, files)
     if not stamp.exists() or stamp.read_text("utf-8") != sources:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -59,8 +61,8 @@ def denoiser_graphs(folder: Path, on_progress: Callable[[str], None]) -> list[Dr
 
 
 def _bundle(folder: Path, variant: Variant, precision: str) -> Bundle:
-    options = BuildOptions(variant=variant, precision=PRECISIONS[precision], components=(DENOISER,))
-    return build("tiny-sd3", folder, options, lambda component, phase: None)
+    options = BuildOptions(variant=variant, precision=precision, components=(DENOISER,))
+    return build("tiny-sd3", folder, options)
 
 
 class _Offset(nn.Module):

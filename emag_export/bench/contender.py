@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
 from emag_export.bench.timing import StepTime, TimedEngine, timed_steps
 from emag_export.engines.protocol import Engine
@@ -12,7 +12,7 @@ from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.loop import DenoiseStep, denoise
 from emag_export.runtime.prepare import Prepared
 from emag_export.runtime.sampling.plan import Phase, Plan, cost_of
-from emag_export.runtime.sampling.state import StatePool
+from emag_export.runtime.sampling.pool import StatePool
 
 __all__ = ["PYTORCH", "Contender", "forked", "two_pass"]
 
@@ -66,16 +66,9 @@ def forked(engine: Engine, prepared: Prepared) -> Contender:
     plan, timed, pool = prepared.plan, TimedEngine(engine), StatePool()
 
     def steps() -> Generator[StepTime, None, None]:
-        with pool.lend(plan.contract, prepared.latents, prepared.conditioning.embeds) as state:
-            run = denoise(
-                timed,
-                plan,
-                prepared.latents,
-                prepared.conditioning,
-                select=prepared.select,
-                anneal=prepared.anneal,
-                state=state,
-            )
+        given = prepared.conditioning
+        with pool.lend(plan.contract, prepared.latents, given.given) as start:
+            run = denoise(timed, plan, start, given, anneal=prepared.anneal, noise=prepared.noise)
             yield from timed_steps(run, _phase, engine.device, timed)
 
     return Contender(
@@ -89,7 +82,7 @@ def forked(engine: Engine, prepared: Prepared) -> Contender:
     )
 
 
-def two_pass(model: SD3Transformer2DModel, prepared: Prepared) -> Contender:
+def two_pass(model: Any, prepared: Prepared) -> Contender:
     """The unmodified diffusers model: the released algorithm where the guidance perturbs, else a plain pass.
 
     The second pass is left out where nothing is averaged, which the released code does not do; so it is
@@ -107,8 +100,8 @@ def two_pass(model: SD3Transformer2DModel, prepared: Prepared) -> Contender:
             plan,
             prepared.latents,
             prepared.conditioning,
-            select=prepared.select,
             anneal=prepared.anneal,
+            noise=prepared.noise,
         )
         return timed_steps(run, _phase, prepared.latents.device)
 

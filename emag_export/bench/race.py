@@ -1,7 +1,7 @@
 """Contenders take turns step by step, so that whatever slows the machine down slows all of them."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from random import Random
@@ -10,12 +10,10 @@ from statistics import median, quantiles
 from emag_export.bench.contender import Contender
 from emag_export.bench.timing import StepTime
 from emag_export.errors import InputError
+from emag_export.progress import Event, Progress, silent
 from emag_export.runtime.sampling.plan import Phase
 
-__all__ = ["WARM_UP_ROUNDS", "Progress", "Ratio", "Result", "race"]
-
-Progress = Callable[[int, int], None]
-"""(steps done, steps in all)."""
+__all__ = ["WARM_UP_ROUNDS", "Ratio", "Result", "race"]
 
 _RESAMPLES = 300
 
@@ -85,9 +83,7 @@ class Result:
         return Ratio(value=self.seconds(steps) / other.seconds(steps), low=low, high=high)
 
 
-def race(
-    contenders: Sequence[Contender], *, rounds: int = 1, progress: Progress | None = None
-) -> list[Result]:
+def race(contenders: Sequence[Contender], *, rounds: int = 1, progress: Progress = silent) -> list[Result]:
     """Run all contenders ``rounds`` times: the first step of each, then the second of each, and so on.
 
     Contenders on a GPU run :data:`WARM_UP_ROUNDS` times before that.
@@ -109,8 +105,7 @@ def race(
                 if turn >= WARM_UP_ROUNDS:
                     times[number].append(step)
                 done += 1
-                if progress is not None:
-                    progress(done, total)
+                progress(Event(component="contenders", phase="step", done=done, total=total))
     return [
         Result(contender=contender, times=_warm(measured))
         for contender, measured in zip(contenders, times, strict=True)
@@ -147,7 +142,7 @@ def _total(phases: Sequence[Phase], seconds: Mapping[Phase, Sequence[float]]) ->
     if missing := sorted(set(phases) - set(seconds)):
         raise InputError(
             f"a run of {len(phases)} steps has the phase {missing[0]}, which the measured steps had not; "
-            "measure with the default windows, or with more --steps"
+            "measure with the default windows, or with more `steps`"
         )
     return sum(count * median(seconds[phase]) for phase, count in Counter(phases).items())
 

@@ -67,7 +67,6 @@ def describe_setup(setup: Setup, rounds: int) -> dict[str, Any]:
     """What was run."""
     first, request = setup.bundles[0], setup.request
     contract = first.contract
-    grid = request.grid(first)
     return {
         "model": first.provenance.model,
         "random_weights": first.provenance.seed is not None,
@@ -77,8 +76,8 @@ def describe_setup(setup: Setup, rounds: int) -> dict[str, Any]:
         "precision": contract.precision,
         "height": request.height,
         "width_pixels": request.width,
-        "image_tokens": grid[0] * grid[1],
-        "text_tokens": first.clip_tokens + first.defaults.max_sequence_length,
+        "image_tokens": request.image_tokens(first),
+        "text_tokens": first.geometry.text.usual,
         "images": setup.images,
         "steps": request.steps,
         "rounds": rounds,

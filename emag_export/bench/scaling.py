@@ -9,8 +9,13 @@ import torch
 from emag_export.bench.contender import forked
 from emag_export.bench.race import Result, race
 from emag_export.bench.session import Entry, Setup, load_original, measure
+from emag_export.bundle import Bundle
 from emag_export.engines.eager import EagerEngine
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.errors import InputError
+from emag_export.exporter.graph.fork import fork
+from emag_export.progress import Event, Progress, silent
+from emag_export.runtime.request import GenerationRequest
+from emag_export.sizes import side_pixels
 
 __all__ = ["AXES", "Point", "measure_scaling"]
 
@@ -48,7 +53,7 @@ class Point:
 
 
 def measure_scaling(
-    setup: Setup, *, axes: Sequence[str] | None = None, progress: Callable[[str, float], None] | None = None
+    setup: Setup, *, axes: Sequence[str] | None = None, progress: Progress = silent
 ) -> list[Point]:
     """CFG and EMAG on the first bundle and the first backend, at every value of every axis.
 
@@ -58,15 +63,14 @@ def measure_scaling(
     Args:
         setup: Says where to start from.
         axes: Of :data:`AXES`; None takes all.
-        progress: Told (axis, value) before each.
+        progress: Told before each value.
     """
     name, opener = next(iter(setup.backends.items()))
     base = replace(setup, bundles=setup.bundles[:1], backends={name: opener}, baseline=False)
     points = []
     for axis in axes or AXES:
         for value, run in _runs(base, axis):
-            if progress is not None:
-                progress(axis, value)
+            progress(Event(component=f"{axis} {value:g}", phase="measure"))
             points.append(_point(axis, value, run(), setup.request.steps))
     return points
 
@@ -79,17 +83,26 @@ def _runs(setup: Setup, axis: str) -> Iterator[tuple[float, Callable[[], Sequenc
         return
     for value in AXES[axis]:
         if axis == "image tokens":
-            contract = setup.bundles[0].contract
-            side = round(value**0.5)
-            if side > contract.max_grid:
+            sized = _of_tokens(setup.bundles[0], request, int(value))
+            if sized is None:
                 continue
-            pixels = side * contract.patch_size * setup.bundles[0].vae_factor
-            changed = replace(short, request=replace(request, height=pixels, width=pixels))
+            changed = replace(short, request=sized)
         elif axis == "images":
             changed = replace(short, images=int(value))
         else:
             changed = replace(setup, request=replace(setup.request, steps=int(value)))
         yield value, partial(measure, changed)
+
+
+def _of_tokens(bundle: Bundle, request: GenerationRequest, tokens: int) -> GenerationRequest | None:
+    """A square picture of so many image tokens, where the model takes it."""
+    side = round(tokens**0.5)
+    height, width = (side * unit for unit in side_pixels(bundle.contract, bundle.geometry))
+    sized = replace(request, height=height, width=width)
+    try:
+        return sized if sized.image_tokens(bundle) == tokens else None
+    except InputError:
+        return None
 
 
 def _candidates(setup: Setup) -> Iterator[tuple[float, Callable[[], Sequence[Result]]]]:
@@ -100,7 +113,7 @@ def _candidates(setup: Setup) -> Iterator[tuple[float, Callable[[], Sequence[Res
 
     def run(first: int) -> list[Result]:
         moved = replace(contract, blocks=tuple(first + i for i in range(len(contract.blocks))))
-        engine = EagerEngine(ForkedSD3(model, moved).eval(), moved.graph)
+        engine = EagerEngine(fork(model, moved), moved.graph)
         prepared = [setup.prepared(entry, engine.device) for entry in entries]
         with torch.inference_mode():
             return race([forked(engine, replace(p, plan=replace(p.plan, contract=moved))) for p in prepared])

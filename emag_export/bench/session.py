@@ -5,22 +5,25 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+# For what they import themselves: imported here, it is no part of any peak.
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler  # noqa: F401
 
 from emag_export.bench.contender import Contender, forked, two_pass
 from emag_export.bench.memory import Peak, measure_peak
-from emag_export.bench.race import WARM_UP_ROUNDS, Progress, Result, race
+from emag_export.bench.race import WARM_UP_ROUNDS, Result, race
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.engines.protocol import Engine
+from emag_export.engines.registry import EngineOpener
 from emag_export.errors import InputError
-from emag_export.exporter.components import load_transformer
 from emag_export.exporter.eager import source_of
+from emag_export.exporter.source.load import load_transformer
 from emag_export.exporter.source.lora import recorded_loras
+from emag_export.progress import Event, Progress, silent
 from emag_export.reference.check_bundle import random_encoder
-from emag_export.runtime.pipeline import EngineOpener
 from emag_export.runtime.prepare import Prepared, prepare
 from emag_export.runtime.request import GenerationRequest
 
@@ -57,7 +60,7 @@ class Setup:
     """Also the unmodified diffusers model: CFG, and the released algorithm for every bundle."""
     baseline_device: str = "cpu"
     """Where that model runs; if it is a GPU, its memory is what :func:`measure_peaks` reads."""
-    model: str | None = None
+    source: str | None = None
     """Where the source model is now, if it has moved."""
 
     def __post_init__(self) -> None:
@@ -74,7 +77,7 @@ class Setup:
                 )
         if not self.request.guidance.rule.perturbed:
             raise InputError(
-                f"{self.request.guidance.name} is measured beside EMAG anyway; give --guidance emag or leave "
+                f"{self.request.guidance.name} is measured beside EMAG anyway; give `guidance` emag or leave "
                 "it out"
             )
 
@@ -132,12 +135,12 @@ class _Opened:
         return forked(engine, self._setup.prepared(entry, engine.device))
 
     @cached_property
-    def _model(self) -> SD3Transformer2DModel:
+    def _model(self) -> Any:
         """In the bundles' precision."""
         return load_original(self._setup).to(self._setup.baseline_device)
 
 
-def load_original(setup: Setup) -> SD3Transformer2DModel:
+def load_original(setup: Setup) -> Any:
     """The diffusers model that the bundles were made of, in their precision, on the CPU.
 
     Raises:
@@ -145,10 +148,10 @@ def load_original(setup: Setup) -> SD3Transformer2DModel:
     """
     first = setup.bundles[0]
     loras = recorded_loras(first.provenance.loras)
-    return load_transformer(source_of(first, setup.model), first.contract.precision, loras)
+    return load_transformer(source_of(first, setup.source), first.contract.precision, loras)
 
 
-def measure(setup: Setup, *, rounds: int = 1, progress: Progress | None = None) -> list[Result]:
+def measure(setup: Setup, *, rounds: int = 1, progress: Progress = silent) -> list[Result]:
     """Let everything that takes part take turns, in one process.
 
     Text encoders and decoder stay closed: they run once per picture, whatever the guidance.
@@ -166,7 +169,7 @@ def measure(setup: Setup, *, rounds: int = 1, progress: Progress | None = None) 
         return race([opened.contender(entry) for entry in setup.entries], rounds=rounds, progress=progress)
 
 
-def measure_peaks(setup: Setup, progress: Progress | None = None) -> list[Peak]:
+def measure_peaks(setup: Setup, progress: Progress = silent) -> list[Peak]:
     """Peak memory of every entry, each alone in a process of its own, over a short run.
 
     Device memory is that of ``setup.baseline_device``, where that is a GPU.
@@ -180,8 +183,7 @@ def measure_peaks(setup: Setup, progress: Progress | None = None) -> list[Peak]:
     peaks = []
     for entry in setup.entries:
         peaks.append(measure_peak(partial(_run_alone, setup, entry), gpu))
-        if progress is not None:
-            progress(len(peaks), len(setup.entries))
+        progress(Event(component="contenders", phase="memory", done=len(peaks), total=len(setup.entries)))
     return peaks
 
 

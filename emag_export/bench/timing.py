@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from emag_export.contract import GraphSpec
+from emag_export.engines.observed import ObservedEngine
 from emag_export.engines.protocol import Engine
 from emag_export.runtime.sampling.plan import Phase
 
@@ -34,53 +33,30 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class TimedEngine:
+class TimedEngine(ObservedEngine):
     """An engine that adds up the seconds of its calls.
 
     On a GPU every call is waited for. So a step takes a little longer than in a run that nobody measures,
     where the host prepares the next call meanwhile.
 
     Args:
-        engine: Does the work; whoever opened it closes it.
+        engine: Does the work.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        super().__init__(engine, before=self._start, after=self._stop)
         self.seconds = 0.0
         self.calls = 0
+        self._begin = 0.0
 
-    @property
-    def name(self) -> str:
-        """See :attr:`Engine.name`."""
-        return self._engine.name
-
-    @property
-    def spec(self) -> GraphSpec:
-        """See :attr:`Engine.spec`."""
-        return self._engine.spec
-
-    @property
-    def device(self) -> torch.device:
-        """See :attr:`Engine.device`."""
-        return self._engine.device
-
-    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """See :meth:`Engine.run`."""
+    def _start(self, feeds: Mapping[str, Tensor]) -> None:
         wait_for(self.device)
-        begin = time.perf_counter()
-        outputs = self._engine.run(feeds, out)
+        self._begin = time.perf_counter()
+
+    def _stop(self, feeds: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         wait_for(self.device)
-        self.seconds += time.perf_counter() - begin
+        self.seconds += time.perf_counter() - self._begin
         self.calls += 1
-        return outputs
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
 
 def timed_steps(

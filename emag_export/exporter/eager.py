@@ -1,20 +1,23 @@
 """Components of a bundle in PyTorch eager, from the source model: the oracle of every graph."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.contract import GraphSpec
+from emag_export.engines.compiled import CompiledEngine
+from emag_export.engines.config import EngineConfig
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
-from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
 from emag_export.exporter.describe.identify import resolve
-from emag_export.exporter.graph.fork import ForkedSD3
-from emag_export.exporter.source.find import SourceModel
+from emag_export.exporter.graph.fork import fork
+from emag_export.exporter.source.load import load_transformer, wrapped
 from emag_export.exporter.source.lora import recorded_loras
+from emag_export.families.source_model import SourceModel
 
-__all__ = ["ModuleEngine", "open_eager", "source_of"]
+__all__ = ["ModuleEngine", "open_eager", "open_torch", "open_torch_compile", "source_of"]
 
 ModuleEngine = Callable[[nn.Module, GraphSpec, str], EagerEngine]
 """(module, its contract, device) to an engine, as :class:`EagerEngine` itself."""
@@ -36,12 +39,12 @@ def source_of(bundle: Bundle, model: str | None = None) -> SourceModel:
         source = resolve(name, revision=provenance.revision, seed=provenance.seed)
     except ModelError as error:
         raise ModelError(
-            f"the source model is needed: {error}; if it has moved, give --reference PATH"
+            f"the source model is needed: {error}; if it has moved, say where it is with `source`"
         ) from error
     if source.fingerprint() != provenance.fingerprint:
         raise ModelError(
             f"{source.path} is not what {bundle.path} was made from: its files differ; "
-            "rebuild the bundle, or give the original with --reference PATH"
+            "rebuild the bundle, or say where the original is with `source`"
         )
     return source
 
@@ -63,10 +66,20 @@ def open_eager(
         precision = bundle.contract.precision
         if component == DENOISER:
             loras = recorded_loras(bundle.provenance.loras)
-            module = ForkedSD3(load_transformer(model_of, precision, loras), bundle.contract)
-            return denoiser(module.eval().to(device), bundle.contract.graph, device)
-        auxiliary = AUXILIARY[component]
-        model = load_weights(model_of, auxiliary.source, auxiliary.library, auxiliary.model_class, precision)
-        return EagerEngine(auxiliary.wrap(model).eval().to(device), bundle.spec(component), device)
+            module = fork(load_transformer(model_of, precision, loras), bundle.contract)
+            return denoiser(module.to(device), bundle.contract.graph, device)
+        traced = wrapped(model_of, bundle.family.component(component), precision)
+        return EagerEngine(traced.to(device), bundle.spec(component), device)
 
     return opener
+
+
+def open_torch(config: EngineConfig, bundle: Bundle) -> Callable[[Bundle, str], EagerEngine]:
+    """A function that opens components; see :func:`~emag_export.engines.registry.open_backend`."""
+    return open_eager(source_of(bundle, config.source), config.device)
+
+
+def open_torch_compile(config: EngineConfig, bundle: Bundle) -> Callable[[Bundle, str], EagerEngine]:
+    """Likewise, with the denoiser compiled."""
+    compiled = partial(CompiledEngine, cuda_graphs=config.cuda_graphs)
+    return open_eager(source_of(bundle, config.source), config.device, compiled)

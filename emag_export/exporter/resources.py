@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil  # type: ignore[import-untyped]
 
-from emag_export.bundle import COMPONENTS
+from emag_export.bundle import DENOISER
 from emag_export.contract import DTYPE_BYTES
 from emag_export.errors import InputError
 from emag_export.exporter.describe.identify import BuildPlan
@@ -24,9 +24,6 @@ _LIBRARIES = 600 * 10**6
 _CHECKING = 1.5
 """Times the float32 weights that onnxruntime takes while a graph is checked: it computes half precision in
 float32 on a CPU, and packs weights for its products."""
-
-_WIDE = {"text_encoder_3": 1.2, "vae_decoder": 2.0}
-"""Component to how much larger its half-precision graph is for what stays in float32."""
 
 _MARGIN = 1.05
 
@@ -70,8 +67,10 @@ def needs_of(plan: BuildPlan, *, engines: bool = False) -> Needs:
 def _written(plan: BuildPlan, name: str) -> float:
     """Bytes of a component's weights as its graph has them."""
     source, precision = plan.source, plan.contract.precision
-    weights = source.weight_bytes(COMPONENTS[name]) / source.bytes_per_weight()
-    return weights * DTYPE_BYTES[precision] * (1.0 if precision == "float32" else _WIDE.get(name, 1.0))
+    family = source.family
+    weights = source.weight_bytes(family.folders[name]) / source.bytes_per_weight()
+    whole = precision == "float32" or name == DENOISER
+    return weights * DTYPE_BYTES[precision] * (1.0 if whole else family.component(name).half_size)
 
 
 def _memory(plan: BuildPlan, written: float) -> float:
@@ -95,6 +94,6 @@ def require_memory(needs: Needs) -> None:
     if needs.memory > largest:
         raise InputError(
             f"exporting {needs.component} needs about {needs.memory / 1e9:.1f} GB of memory, "
-            f"this machine has {largest / 1e9:.1f} GB; take a half precision, leave the component out with "
-            "--components, or build on a larger machine"
+            f"this machine has {largest / 1e9:.1f} GB; take a half `precision`, leave the component out with "
+            "`components`, or build on a larger machine"
         )

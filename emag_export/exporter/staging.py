@@ -119,12 +119,12 @@ def require_free_target(target: Path, *, overwrite: bool) -> None:
         InputError: With the remedy; nothing has been changed.
     """
     if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; give a folder with -o")
+        raise InputError(f"{target} is a file; give a folder as `output`")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise InputError(f"{target} is not empty; give another folder, or replace it with --overwrite")
+        raise InputError(f"{target} is not empty; give another folder, or replace it with `overwrite`")
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{parent} cannot be written to; give a folder of yours with -o")
+        raise InputError(f"{parent} cannot be written to; give a folder of yours as `output`")
 
 
 def require_disk_space(target: Path, need: int) -> None:
@@ -138,7 +138,7 @@ def require_disk_space(target: Path, need: int) -> None:
     if free < need:
         raise InputError(
             f"{parent} has {free / 1e9:.1f} GB free, the bundle needs about {need / 1e9:.1f} GB; "
-            "free some space or choose another disk with -o"
+            "free some space or choose another disk with `output`"
         )
 
 

@@ -13,28 +13,29 @@ from functools import partial
 import torch
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.engines.protocol import Engine
-from emag_export.exporter.components import load_transformer
+from emag_export.engines.protocol import TORCH_DTYPES, Engine
+from emag_export.engines.registry import EngineOpener
 from emag_export.exporter.eager import open_eager, source_of
-from emag_export.exporter.source.find import SourceModel
+from emag_export.exporter.source.load import load_transformer
 from emag_export.exporter.source.lora import recorded_loras
-from emag_export.reference.compare import Decode, Progress, compare
+from emag_export.families.source_model import SourceModel
+from emag_export.families.texts import Cut, Encoded
+from emag_export.progress import Event, Progress, silent
+from emag_export.reference.compare import Decode, compare
 from emag_export.reference.comparison import Comparison
 from emag_export.reference.forced import with_floor
 from emag_export.reference.memory import must_record
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.pictures.decode import decode_latents
-from emag_export.runtime.pipeline import EngineOpener
 from emag_export.runtime.prepare import Encode, Prepared, prepare
 from emag_export.runtime.request import GenerationRequest
-from emag_export.runtime.text.encode import Cut, Encoded, PromptEncoder, load_tokenizers
+from emag_export.runtime.text.prompts import PromptEncoder, load_tokenizers
+from emag_export.shapes import evaluate
 from emag_export.shared_encoders import components_of, home_of
 
 __all__ = ["check_bundle", "random_encoder"]
 
 _CPU = torch.device("cpu")
-_ENCODERS = ("text_encoder", "text_encoder_2")
-"""Without these two there is no conditioning; a third one is optional."""
 
 
 def check_bundle(
@@ -42,9 +43,9 @@ def check_bundle(
     open_engine: EngineOpener,
     requests: Sequence[GenerationRequest],
     *,
-    model: str | None = None,
+    source: str | None = None,
     floor: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Comparison:
     """Compare a bundle's denoiser with two full passes of the model it was made from.
 
@@ -57,7 +58,7 @@ def check_bundle(
         bundle: To check.
         open_engine: Decides backend and device.
         requests: One per image; they run as one batch.
-        model: Where the source model is now, if it has moved.
+        source: Where the source model is now, if it has moved.
         floor: For a bundle in half precision, measure what PyTorch itself loses in that precision, too;
             costs as much as one more engine.
         progress: Told after every step.
@@ -66,18 +67,16 @@ def check_bundle(
         ModelError: If the source model is not at hand or is another one.
         InputError: If the requests do not fit the bundle, or the run does not fit into memory.
     """
-    source = source_of(bundle, model)
+    model = source_of(bundle, source)
     floor = floor and bundle.contract.precision != "float32"
     with _encoder(bundle, open_engine) as encode:
         prepared = prepare(bundle, requests, encode, _CPU)
-    steps = _reference(bundle, source, prepared, floor)
+    steps = _reference(bundle, model, prepared, floor)
     recorded = must_record(bundle, prepared, floor=floor)
     if recorded:
         steps, progress = _record(steps, len(prepared.plan.steps), progress)
     with open_engine(bundle, DENOISER) as engine, _decoder(bundle, open_engine) as decode:
-        comparison = compare(
-            engine, prepared.plan, steps, select=prepared.select, decode=decode, progress=progress
-        )
+        comparison = compare(engine, prepared.plan, steps, decode=decode, progress=progress)
     settings = {
         **comparison.settings,
         "embeddings": _embeddings(bundle, prepared),
@@ -98,8 +97,8 @@ def _reference(
         prepared.plan,
         prepared.latents,
         prepared.conditioning,
-        select=prepared.select,
         anneal=prepared.anneal,
+        noise=prepared.noise,
     )
     if floor:
         steps = with_floor(steps, prepared.plan, partial(open_eager(source), bundle, DENOISER))
@@ -107,18 +106,18 @@ def _reference(
 
 
 def _record(
-    steps: Iterator[ReferenceStep], total: int, progress: Progress | None
-) -> tuple[Iterator[ReferenceStep], Progress | None]:
+    steps: Iterator[ReferenceStep], total: int, progress: Progress
+) -> tuple[Iterator[ReferenceStep], Progress]:
     """All steps now, and progress that goes on after them: recording, then both runs of a comparison."""
     recorded = []
     for step in steps:
         recorded.append(step)
-        if progress is not None:
-            progress(len(recorded), 3 * total)
-    if progress is None:
-        return iter(recorded), None
-    told = progress  # the closure's own, which is not None
-    return iter(recorded), lambda done, both: told(total + done, total + both)
+        progress(Event(component="reference", phase="step", done=len(recorded), total=3 * total))
+
+    def later(event: Event) -> None:
+        progress(replace(event, done=total + event.done, total=total + (event.total or 0)))
+
+    return iter(recorded), later
 
 
 @contextmanager
@@ -128,14 +127,14 @@ def _encoder(bundle: Bundle, open_engine: EngineOpener) -> Iterator[Encode]:
         if not _has_encoders(bundle):
             yield random_encoder(bundle)
             return
-        names = [name for name in components_of(bundle) if name.startswith("text_encoder")]
+        names = [name for name in components_of(bundle) if name in bundle.family.tokenizers]
         engines: dict[str, Engine] = {
             name: stack.enter_context(open_engine(home_of(bundle, name), name)) for name in names
         }
         yield PromptEncoder(
             engines,
             load_tokenizers(bundle),
-            text_dim=bundle.contract.text_dim,
+            contract=bundle.contract,
             max_sequence_length=bundle.defaults.max_sequence_length,
         ).encode
 
@@ -149,16 +148,17 @@ def random_encoder(bundle: Bundle) -> Encode:
     Args:
         bundle: Gives widths, and the number of tokens its text encoders would give.
     """
-    contract = bundle.contract
-    tokens = bundle.clip_tokens + bundle.defaults.max_sequence_length
+    contract, sizes = bundle.contract, {"text": bundle.geometry.text.usual, "trunk_rows": 1}
 
     def encode(prompts: Sequence[str]) -> Encoded:
         generators = [torch.Generator().manual_seed(_seed(prompt)) for prompt in prompts]
-        return Encoded(
-            embeds=torch.stack([torch.randn(tokens, contract.text_dim, generator=g) for g in generators]),
-            pooled=torch.stack([torch.randn(contract.pooled_dim, generator=g) for g in generators]),
-            cut=(Cut(),) * len(prompts),
-        )
+        tensors = {
+            tensor.name: torch.cat(
+                [torch.randn(evaluate(tensor.dims, sizes), generator=g) for g in generators]
+            ).to(TORCH_DTYPES[tensor.dtype])
+            for tensor in contract.conditioning
+        }
+        return Encoded(tensors=tensors, cut=(Cut(),) * len(prompts))
 
     return encode
 
@@ -169,23 +169,23 @@ def _seed(prompt: str) -> int:
 
 @contextmanager
 def _decoder(bundle: Bundle, open_engine: EngineOpener) -> Iterator[Decode | None]:
-    if "vae_decoder" not in components_of(bundle):
+    family = bundle.family
+    if family.decoder not in components_of(bundle):
         yield None
         return
-    home = home_of(bundle, "vae_decoder")
-    config = home.config("vae_decoder")
-    with open_engine(home, "vae_decoder") as decoder:
-        yield lambda latents: decode_latents(decoder, config, latents)
+    home = home_of(bundle, family.decoder)
+    facts = family.latents(home.config(family.decoder))
+    with open_engine(home, family.decoder) as decoder:
+        yield lambda latents: decode_latents(decoder, facts, latents)
 
 
 def _has_encoders(bundle: Bundle) -> bool:
-    return set(_ENCODERS) <= set(components_of(bundle))
+    needed = {name for name in bundle.family.needed if name in bundle.family.tokenizers}
+    return needed <= set(components_of(bundle))
 
 
 def _embeddings(bundle: Bundle, prepared: Prepared) -> str:
-    tokens = prepared.conditioning.embeds.shape[1]
+    shapes = ", ".join(f"{n} {list(t.shape[1:])}" for n, t in prepared.conditioning.given.items())
     if _has_encoders(bundle):
-        return f"the bundle's text encoders, {tokens} tokens"
-    return (
-        f"random (standard normal, seeded by each prompt), {tokens} tokens: the bundle has no text encoders"
-    )
+        return f"the bundle's text encoders: {shapes}"
+    return f"random (standard normal, seeded by each prompt), the bundle has no text encoders: {shapes}"

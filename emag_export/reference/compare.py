@@ -8,6 +8,7 @@ from torch import Tensor
 
 from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
+from emag_export.progress import Event, Progress, silent
 from emag_export.reference.comparison import (
     Choice,
     Comparison,
@@ -22,15 +23,12 @@ from emag_export.runtime.guidance.rules import Rows
 from emag_export.runtime.loop import Conditioning, denoise
 from emag_export.runtime.pictures.decode import Pictures
 from emag_export.runtime.sampling.plan import Phase, Plan
-from emag_export.runtime.sampling.select import Select, lagged_argmax
+from emag_export.runtime.sampling.state import RunState
 
-__all__ = ["Decode", "Pictures", "Progress", "compare"]
+__all__ = ["Decode", "Pictures", "compare"]
 
 Decode = Callable[[Rows], Pictures]
 """Finished latents to pictures."""
-
-Progress = Callable[[int, int], None]
-"""(steps done, steps in all): called after every step of both runs."""
 
 _SSIM_WINDOW = 7
 
@@ -49,9 +47,8 @@ def compare(
     plan: Plan,
     reference: Iterable[ReferenceStep],
     *,
-    select: Select = lagged_argmax,
     decode: Decode | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Comparison:
     """Compare an engine with the reference, twice.
 
@@ -64,9 +61,8 @@ def compare(
         plan: The one the reference follows.
         reference: Steps of :func:`two_pass_denoise`, on any device, with or without a floor; an iterator
             is consumed as it comes, so only one step's averages are in memory.
-        select: Chooses the engine's block in the free run; as given to the reference.
         decode: Makes pictures of the finished latents; without it none are compared.
-        progress: Told after every step.
+        progress: Told after every step of both runs.
 
     Raises:
         InputError: If there is no step, or the reference follows another plan.
@@ -84,13 +80,12 @@ def compare(
         noise = step.latents_before if noise is None else noise
         steps.append(_compare_step(engine, plan, step))
         kept.append(_Kept(conditioning=step.conditioning, mask=step.mask, latents=step.latents))
-        if progress is not None:
-            progress(len(kept), total)
+        progress(Event(component="comparison", phase="step", done=len(kept), total=total))
     if noise is None:
         raise InputError(
             "the reference has no step; give a fresh two_pass_denoise(...) or a list of its steps"
         )
-    free, latents = _free_run(engine, plan, noise, kept, select=select, progress=progress)
+    free, latents = _free_run(engine, plan, noise, kept, progress)
     return Comparison(
         settings=_settings(engine, plan, noise),
         precision=judged_as(plan.contract.precision, plan.contract.state_dtype),
@@ -135,23 +130,15 @@ def _free_run(
     plan: Plan,
     noise: Rows,
     kept: Sequence[_Kept],
-    *,
-    select: Select,
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[tuple[FreeStep, ...], Rows]:
     """The engine's own run, and its latents after the reference's last step.
 
     The reference's conditioning of each step is replayed, so random annealing is the same on both sides.
     """
     conditionings = [step.conditioning.to(engine.device) for step in kept]
-    own = denoise(
-        engine,
-        plan,
-        noise.to(engine.device),
-        conditionings[0],
-        select=select,
-        anneal=lambda index, _: conditionings[index],
-    )
+    run = RunState.start(plan.contract, noise.to(engine.device), conditionings[0].given)
+    own = denoise(engine, plan, run, conditionings[0], anneal=lambda index, _: conditionings[index])
     free, latents = [], noise
     for done, (wanted, got) in enumerate(zip(kept, own, strict=False), start=1):
         latents = got.latents.to(wanted.latents.device)
@@ -164,8 +151,8 @@ def _free_run(
                 engine_blocks=_perturbed_blocks(plan.contract.blocks, got.mask),
             )
         )
-        if progress is not None:
-            progress(len(kept) + done, 2 * len(plan.steps))
+        total = 2 * len(plan.steps)
+        progress(Event(component="comparison", phase="step", done=len(kept) + done, total=total))
         if done == len(kept):
             break  # before asking for a step that the reference does not have
     return tuple(free), latents

@@ -11,9 +11,10 @@ from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.reference.comparison import TensorError
 from emag_export.reference.two_pass import ReferenceStep
 from emag_export.runtime.guidance.rules import Predictions
-from emag_export.runtime.loop import ImageStep, call_engine
+from emag_export.runtime.sampling.call import ImageStep, place_calls
 from emag_export.runtime.sampling.plan import Phase, Plan
-from emag_export.runtime.sampling.state import EmaState
+from emag_export.runtime.sampling.state import RunState
+from emag_export.runtime.step import step as take_step
 
 __all__ = ["ForcedStep", "force_step", "with_floor"]
 
@@ -36,24 +37,26 @@ def force_step(engine: Engine, plan: Plan, step: ReferenceStep) -> ForcedStep:
         plan: The one the reference follows.
         step: Of the reference; it is not changed.
     """
-    images, planned, here = step.latents.shape[0], step.plan, step.latents.device
-    average = step.average_before.to(engine.device, TORCH_DTYPES[plan.contract.state_dtype], copy=True)
-    predictions, state = call_engine(
-        engine,
-        [ImageStep.of(planned)] * images,
-        step.latents_before.to(engine.device),
-        step.conditioning.to(engine.device),
-        EmaState(
-            average=average,
-            spare=torch.zeros_like(average),
-            delta=step.delta_before.to(engine.device),
-        ),
-        mask=step.mask.to(engine.device),
-        uncond=plan.guidance.rule.uncond,
+    here, average = step.latents.device, step.average_before
+    choices = [tuple(row) for row in step.mask.tolist()]
+    planned = [replace(step.plan, choice=choice, strength=1.0) for choice in choices]
+    (call,) = place_calls(
+        [[ImageStep(step=own, guidance=plan.guidance) for own in planned]], plan.contract, engine.device
     )
-    # The graph measures the first X against zeros; the loop discards that, as there is no older average.
-    delta = torch.zeros_like(step.delta) if planned.starts_average else state.delta.to(here)
-    return ForcedStep(errors=_errors(step, predictions, state.average, delta), delta=delta)
+    average = average.to(engine.device, TORCH_DTYPES[plan.contract.state_dtype], copy=True)
+    latents = step.latents_before.to(engine.device)
+    run = RunState(
+        latents=latents,
+        average=average,
+        spare=torch.zeros_like(average),
+        delta=torch.zeros_like(step.delta_before, device=engine.device),
+        momentum=torch.zeros_like(latents),
+    )
+    noise = None if call.noise is None else torch.zeros_like(latents)
+    trunk = step.conditioning.to(engine.device).trunk(call.rows)
+    after, result = take_step(engine, call, run, trunk, noise=noise)
+    delta = after.delta.to(here)
+    return ForcedStep(errors=_errors(step, result.predictions, after.average, delta), delta=delta)
 
 
 def with_floor(

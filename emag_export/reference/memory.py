@@ -1,11 +1,13 @@
 """Whether the reference and an engine fit into memory side by side, estimated before either is loaded."""
 
+from math import prod
+
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.contract import DTYPE_BYTES
 from emag_export.errors import InputError
 from emag_export.exporter.resources import free_memory
 from emag_export.runtime.prepare import Prepared
-from emag_export.runtime.sampling.state import EmaState
+from emag_export.runtime.sampling.state import state_shape
 
 __all__ = ["must_record"]
 
@@ -35,14 +37,13 @@ def must_record(bundle: Bundle, prepared: Prepared, *, floor: bool) -> bool:
     available = free_memory()
     if models + _ENGINE_COPIES * float32 + _ROOM <= available:
         return False
-    state = EmaState.zeros_for(
-        bundle.contract, prepared.latents.to("meta"), prepared.conditioning.embeds.to("meta")
-    ).average
-    recording = len(prepared.plan.steps) * state.numel() * state.element_size()
+    contract = bundle.contract
+    numbers = prod(state_shape(contract, prepared.latents, prepared.conditioning.given))
+    recording = len(prepared.plan.steps) * numbers * DTYPE_BYTES[contract.state_dtype]
     if models + recording > available:
         raise InputError(
             f"the reference needs {models / 1e9:.1f} GB of memory, the averages of its "
             f"{len(prepared.plan.steps)} steps {recording / 1e9:.1f} GB; {available / 1e9:.1f} GB are free; "
-            "give fewer --steps, a smaller --height and --width, or fewer prompts"
+            "give fewer `steps`, a smaller `height` and `width`, or fewer prompts"
         )
     return True

@@ -139,7 +139,7 @@ def _figure_row(index: int, pair: PicturePair) -> str:
     pictures = {
         "reference": pair.reference,
         "engine": pair.engine,
-        f"difference × {_GAIN}": difference.clip(0, 255).astype(np.uint8),
+        f"difference × {_GAIN}": np.minimum(difference, 255).astype(np.uint8),
     }
     shown = "".join(
         f'<div><img alt="{name} of image {index}" src="{_data_url(_png(pixels))}"><span>{name}</span></div>'

@@ -6,20 +6,26 @@ graph except the plan, the block choice and the guidance arithmetic. It is slow 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor
 
-from emag_export.errors import ModelError
+from emag_export.errors import InputError, ModelError
+from emag_export.families import family_of
 from emag_export.reference.comparison import TensorError
-from emag_export.reference.perturb import PerturbingProcessor, installed
-from emag_export.runtime.guidance.rules import Predictions, Rows, combine
-from emag_export.runtime.loop import Anneal, Conditioning
+from emag_export.reference.kinds import ATTEND, Probe
+from emag_export.reference.watch import watched
+from emag_export.runtime.guidance.clean import Clean
+from emag_export.runtime.guidance.rules import Predictions, Rows, Terms, combine
+from emag_export.runtime.loop import Anneal, DrawNoise
+from emag_export.runtime.sampling.conditioning import Conditioning
 from emag_export.runtime.sampling.plan import Phase, Plan, PlannedStep
-from emag_export.runtime.sampling.select import Select, lagged_argmax
-from emag_export.shapes import evaluate
+from emag_export.runtime.sampling.select import block_mask
+from emag_export.runtime.sampling.state import state_shape
+from emag_export.shapes import evaluate, solve
 
 __all__ = ["ReferenceStep", "two_pass_denoise"]
 
@@ -57,60 +63,69 @@ class _Averages:
 
 
 def two_pass_denoise(
-    model: SD3Transformer2DModel,
+    model: Any,
     plan: Plan,
     latents: Rows,
     conditioning: Conditioning,
     *,
-    select: Select = lagged_argmax,
     anneal: Anneal | None = None,
+    noise: DrawNoise | None = None,
 ) -> Iterator[ReferenceStep]:
     """Denoise a batch of images with two full passes per step, yielding after every step.
 
-    The model carries its own attention processors whenever the caller has control, so leaving the
-    ``for`` early, or an error in a pass, leaves nothing behind.
+    The model is watched only while a pass runs, so leaving the ``for`` early, or an error in a pass, leaves
+    nothing behind.
 
     Args:
-        model: SD3 or SD3.5 in eval mode; its dtype is the dtype of the passes, averages are float32.
+        model: The diffusers transformer in eval mode; its dtype is that of the passes, averages are float32.
         plan: Steps, windows, guidance; its contract names variant, renormalisation and blocks.
         latents: Initial noise, one per image, on the model's device.
         conditioning: Per image, on the model's device.
-        select: Chooses the block to perturb from the previous step's Delta.
         anneal: Changes the conditioning of each step; CADS.
+        noise: For samplers that add noise.
 
     Yields:
         One :class:`ReferenceStep` per step.
 
     Raises:
-        ModelError: If the plan is for another model.
+        ModelError: If the plan is for another model, or its attention cannot be watched.
 
     Source:
         arXiv:2512.17303, eqs. 8-14 and its released code; per image where that averages over the batch.
     """
-    if model.config.num_layers != plan.contract.num_blocks:
+    blocks = _oracle(plan).attention_blocks(model)
+    if len(blocks) != plan.contract.num_blocks:
         raise ModelError(
-            f"the model has {model.config.num_layers} blocks, the plan is for {plan.contract.num_blocks}; "
+            f"the model has {len(blocks)} blocks, the plan is for {plan.contract.num_blocks}; "
             "give the checkpoint that the bundle was exported from"
         )
-    uncond = plan.guidance.rule.uncond
-    latents, momentum = latents.float(), None
+    latents = latents.float()
+    momentum = torch.zeros_like(latents)
     state = _nothing_yet(plan, latents, conditioning)
     for step in plan.steps:
         before, latents_before = state, latents
-        mask = torch.zeros_like(state.delta)
-        if step.phase == Phase.GUIDE:
-            mask = select(step.index, state.delta) * plan.windows.strength
+        mask = block_mask(step.choice, state.delta, step.strength)
         now = conditioning if anneal is None else anneal(step.index, conditioning)
-        predictions = _plain_pass(model, step, latents, now, uncond)
+        predictions, variance = _pass(model, plan, step, latents, now)
         if step.phase != Phase.PLAIN:
-            processors = _processors(plan, step, state, mask)
-            with installed(model, processors):
-                perturbed = _plain_pass(model, step, latents, now, uncond).cond
-            state = _collected(processors, state)
+            probes = _probes(plan, step, state, mask, latents)
+            attend = ATTEND[plan.contract.kind.averages]
+            handlers = {block: partial(attend, probe) for block, probe in probes.items()}
+            with watched(blocks, handlers):
+                perturbed = _pass(model, plan, step, latents, now)[0].cond
+            state = _collected(probes, state)
             if step.phase == Phase.GUIDE:
                 predictions = replace(predictions, perturbed=perturbed)
-        velocity, momentum = combine(plan.guidance, predictions, latents, momentum, -step.sigma)
-        latents = latents + step.sigma_step * velocity
+        terms = Terms.of(plan.guidance, Clean.of(step.p, step.q))
+        guided, momentum = combine(plan.guidance.rule, terms, predictions, latents, momentum)
+        latents = step.a * latents + step.b * guided
+        if step.log_variance is not None:
+            assert noise is not None, "a plan of a sampler that adds noise comes with it"
+            low, high = step.log_variance
+            share = 0.0 if variance is None else (variance + 1) / 2
+            latents = latents + torch.exp(torch.as_tensor((low + share * (high - low)) / 2)) * noise(
+                step.index
+            )
         yield ReferenceStep(
             plan=step,
             latents_before=latents_before,
@@ -125,60 +140,68 @@ def two_pass_denoise(
         )
 
 
+def _oracle(plan: Plan) -> Any:
+    return family_of(plan.contract).part("oracle")
+
+
 @torch.no_grad()
-def _plain_pass(
-    model: SD3Transformer2DModel, step: PlannedStep, latents: Rows, conditioning: Conditioning, uncond: bool
-) -> Predictions:
-    """One pass of the whole model over rows ``[u…, c…]``; what it does is up to the processors in place."""
-    embeds, pooled = conditioning.trunk(uncond)
+def _pass(
+    model: Any, plan: Plan, step: PlannedStep, latents: Rows, conditioning: Conditioning
+) -> tuple[Predictions, Rows | None]:
+    """One pass of the whole model over rows ``[u…, c…]``, and the variance it predicts; watched or not."""
+    given, negative = conditioning.given, conditioning.negative
+    uncond = plan.guidance.rule.uncond
+    if uncond:
+        if negative is None:
+            raise InputError("this guidance needs an unconditional prediction: give a negative conditioning")
+        given = {name: torch.cat([negative[name], tensor]) for name, tensor in given.items()}
     rows = torch.cat([latents, latents]) if uncond else latents
-    velocity = model(
-        hidden_states=rows.to(model.dtype),
-        timestep=torch.full((rows.shape[0],), step.timestep, device=rows.device),
-        encoder_hidden_states=embeds.to(model.dtype),
-        pooled_projections=pooled.to(model.dtype),
-        return_dict=False,
-    )[0].float()
-    images = latents.shape[0]
-    cond = velocity[-images:]
-    return Predictions(uncond=velocity[:images] if uncond else None, cond=cond, perturbed=cond)
+    whole = (
+        _oracle(plan)
+        .predict(
+            model,
+            rows.to(model.dtype),
+            torch.full((rows.shape[0],), step.timestep, device=rows.device),
+            {name: t.to(model.dtype) if t.is_floating_point() else t for name, t in given.items()},
+        )
+        .float()
+    )
+    images, channels = latents.shape[0], latents.shape[1]
+    prediction = whole[:, :channels]
+    cond = prediction[-images:]
+    predictions = Predictions(uncond=prediction[:images] if uncond else None, cond=cond, perturbed=cond)
+    return predictions, whole[-images:, channels:] if whole.shape[1] > channels else None
 
 
 def _nothing_yet(plan: Plan, latents: Rows, conditioning: Conditioning) -> _Averages:
-    contract = plan.contract
-    images, _, height, width = latents.shape
-    sizes = {
-        "h": height // contract.patch_size,
-        "w": width // contract.patch_size,
-        "text": conditioning.embeds.shape[1],
-    }
-    shape = (images, len(contract.blocks), *evaluate(contract.state_dims, sizes))
+    shape = state_shape(plan.contract, latents, conditioning.given)
     return _Averages(
         average=torch.zeros(shape, device=latents.device),
         delta=torch.zeros(shape[:2], device=latents.device),
     )
 
 
-def _processors(
-    plan: Plan, step: PlannedStep, state: _Averages, mask: Tensor
-) -> dict[int, PerturbingProcessor]:
+def _probes(plan: Plan, step: PlannedStep, state: _Averages, mask: Tensor, latents: Rows) -> dict[int, Probe]:
+    contract = plan.contract
+    sizes = solve({"latents": contract.latents}, {"latents": tuple(latents.shape[1:])})
+    (tokens,) = evaluate([contract.tokens], sizes)
     return {
-        block: PerturbingProcessor(
-            variant=plan.contract.variant,
-            renorm=plan.contract.renorm,
+        block: Probe(
+            renorm=contract.renorm,
             average=None if step.starts_average else state.average[:, layer],
             step=step.ema_step,
             strength=mask[:, layer],
+            image=_oracle(plan).image_tokens(tokens),
         )
-        for layer, block in enumerate(plan.contract.blocks)
+        for layer, block in enumerate(contract.blocks)
     }
 
 
-def _collected(processors: dict[int, PerturbingProcessor], before: _Averages) -> _Averages:
-    averages = [processor.average for processor in processors.values()]
-    assert all(average is not None for average in averages), "a candidate block was not run"
+def _collected(probes: dict[int, Probe], before: _Averages) -> _Averages:
+    averages = [probe.average for probe in probes.values()]
+    assert all(probe.calls == 1 for probe in probes.values()), "a candidate block was not run, or twice"
     stacked = torch.stack([average for average in averages if average is not None], dim=1)
     return _Averages(
         average=stacked.reshape(before.average.shape),
-        delta=torch.stack([processor.delta for processor in processors.values()], dim=1),
+        delta=torch.stack([probe.delta for probe in probes.values()], dim=1),
     )

@@ -1,8 +1,7 @@
 """Engines for every graph of a bundle: what is up to date stays, the rest is built one by one."""
 
 import re
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +13,16 @@ from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.profiles import Profile, profiles_of
 from emag_export.engines.tensorrt.store import EngineFolder, EngineHeader, PlanRecord, plan_key
+from emag_export.errors import Call
+from emag_export.progress import Event, Progress, silent
 
-__all__ = ["EngineBuild", "EngineProgress", "plan_engine_build", "rebuild_command"]
-
-EngineProgress = Callable[[str, str, int, int], None]
-"""Called with (component, phase, step, steps); phase ``reuse`` means that its plan is up to date."""
+__all__ = ["EngineBuild", "compile_call", "plan_engine_build"]
 
 
-def rebuild_command(bundle: Bundle, backend: str, targets: tuple[str, ...] = (CURRENT,)) -> str:
-    """What to type to build the engines of a bundle anew."""
-    words = ["emag-export", "build", *bundle.arguments, "--backend", backend]
-    for target in targets:
-        words += ["--target", target]
-    return shlex.join([*words, "-o", str(bundle.path)])
+def compile_call(bundle: Bundle, backend: str, targets: tuple[str, ...] = (CURRENT,)) -> Call:
+    """The call that builds the engines of a bundle anew."""
+    where = {} if targets == (CURRENT,) else {"targets": targets}
+    return Call(verb="compile", arguments={"bundle": bundle.path, "backend": backend, **where})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +48,11 @@ class EngineBuild:
     missing: tuple[str, ...]
     """Components without an up-to-date plan."""
 
-    def run(self, on_progress: EngineProgress) -> Mapping[str, PlanRecord]:
+    def run(self, progress: Progress = silent) -> Mapping[str, PlanRecord]:
         """Build what is missing; each plan is saved as soon as it is done.
+
+        Args:
+            progress: Told of every step of the builder.
 
         Raises:
             EngineError: If a build fails; plans that were finished stay.
@@ -61,7 +60,7 @@ class EngineBuild:
         """
         for part in self.parts:
             if part.component not in self.missing:
-                on_progress(part.component, "reuse", 1, 1)
+                progress(Event(component=part.component, phase="reuse", done=1, total=1))
                 continue
             graph = self.bundle.graph(part.component)
             if self.gpu is not None:
@@ -69,7 +68,7 @@ class EngineBuild:
                 require_memory(self.gpu, need, f"building {part.component}")
 
             def report(phase: str, step: int, steps: int, component: str = part.component) -> None:
-                on_progress(component, phase, step, steps)
+                progress(Event(component=component, phase=phase.lower(), done=step, total=steps))
 
             if self.options.timing_cache:
                 self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -127,7 +126,7 @@ def plan_engine_build(bundle: Bundle, flavour: Flavour, options: EngineOptions) 
         parts.append(_Part(component=component, spec=bundle.spec(component), profiles=profiles, key=key))
     folder = EngineFolder(
         bundle.path / ENGINES / f"{flavour.backend}-{version}-{place}",
-        rebuild_command(bundle, flavour.backend, options.targets),
+        compile_call(bundle, flavour.backend, options.targets),
     )
     missing = tuple(part.component for part in parts if not folder.holds(part.component, part.key))
     return EngineBuild(

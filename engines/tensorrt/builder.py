@@ -121,8 +121,8 @@ def _polygraphy(flavour: Flavour, module: ModuleType) -> tuple[Any, Callable[...
         options: EngineOptions, profiles: list[Any], monitor: Any, timing_cache: str | None
     ) -> dict[str, Any]:
         limits = {}
-        if options.workspace_mib is not None:
-            limits[module.MemoryPoolType.WORKSPACE] = options.workspace_mib << 20
+        if options.workspace is not None:
+            limits[module.MemoryPoolType.WORKSPACE] = options.workspace << 20
         return {
             "profiles": profiles,
             "progress_monitor": monitor,
@@ -233,8 +233,8 @@ def _parse_error(graph: Path, flavour: Flavour, log: BuildLog) -> EngineError:
     found = "; ".join(dict.fromkeys(log.errors[:3])) or "the file could not be read"
     return EngineError(
         f"{flavour.backend} cannot parse {graph}: {found}. Look at the node with "
-        f"`polygraphy inspect model {graph} --show layers attrs`; run this component with "
-        "--backend onnxruntime, or report it"
+        f"polygraphy inspect model {graph}; run this component with "
+        "`backend` onnxruntime, or report it"
     )
 
 
@@ -245,10 +245,10 @@ def _build_error(
     advice = "see the builder's own log with -v"
     lower = found.lower()
     out_of_memory = "out of memory" in lower or "outofmemory" in lower
-    if "workspace" in lower or (out_of_memory and options.workspace_mib is not None):
-        advice = "raise --workspace, or leave it out"
+    if "workspace" in lower or (out_of_memory and options.workspace is not None):
+        advice = "raise `workspace`, or leave it out"
     elif out_of_memory:
-        advice = "lower --max-images, --height and --width, or build with --weight-streaming"
+        advice = "lower `max_images`, `height_range` and `width_range`, or build with `weight_streaming`"
     elif "driver version" in lower or "cuda runtime" in lower:
         advice = flavour.without_gpu()
     return EngineError(f"{flavour.backend} could not build {graph}: {found}; {advice}")

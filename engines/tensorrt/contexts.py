@@ -9,7 +9,7 @@ from emag_export.errors import EngineError
 __all__ = ["Contexts"]
 
 Failure = Callable[[str, str], EngineError]
-"""(what failed, remedy) to the error that says so, with TensorRT's own words."""
+"""(what failed, advice) to the error that says so, with TensorRT's own words."""
 
 
 class Contexts:
@@ -57,7 +57,7 @@ class Contexts:
                 if stored is not None:
                     self._cache.deserialize(stored)  # refused if of another GPU or driver: compiled anew then
             if not config.set_runtime_cache(self._cache):
-                raise failure("takes no cache of kernels for", "rebuild")
+                raise failure("takes no cache of kernels for", "build it again")
             self._configs[repeating] = config
 
     def make(self, profile: int, stream: int, *, repeating: bool) -> Any:
@@ -72,7 +72,10 @@ class Contexts:
         Raises:
             EngineError: If it cannot be made.
         """
-        what, remedy = f"cannot prepare profile {profile} of", "lower --max-images, --height or --width"
+        what, remedy = (
+            f"cannot prepare profile {profile} of",
+            "lower `max_images`, `height_range` or `width_range`",
+        )
         try:
             context = self._engine.create_execution_context(self._configs.get(repeating, self._strategy))
             # Some versions raise where others give False.

@@ -40,7 +40,7 @@ def usable_flavour() -> tuple[Flavour | None, str]:
             current_gpu(flavour)
             probe(flavour)
         except EmagError as error:
-            reasons.append(str(error))
+            reasons.append(error.message)
             continue
         return flavour, ""
     return None, "; ".join(reasons)

@@ -20,7 +20,7 @@ class Flavour:
     """One of the two modules, which share their Python API."""
 
     backend: str
-    """Its name on the command line."""
+    """Its name as a backend."""
     module: str
     minimum: tuple[int, int]
     install: str
@@ -61,8 +61,8 @@ class Flavour:
     def without_gpu(self) -> str:
         """What to do where a build would need the GPU of this machine and there is none."""
         if not self.targets:
-            return "build with --backend tensorrt-rtx and name the GPU with --target"
-        return f"name the GPU to build for with --target: {', '.join(self.targets)}"
+            return "build with `backend` tensorrt-rtx and name the GPU with `targets`"
+        return f"name the GPU to build for with `targets`: {', '.join(self.targets)}"
 
     def version(self) -> str:
         """Version of the installed module; importing it loads its libraries but touches no GPU."""
@@ -82,7 +82,7 @@ class Flavour:
             oldest = "{}.{}".format(*self.runs_from)
             raise EngineError(
                 f"{name} has compute capability {capability[0]}.{capability[1]}, {self.backend} needs "
-                f"{oldest} or newer; use --backend onnxruntime --device cuda"
+                f"{oldest} or newer; use `backend` onnxruntime with `device` cuda"
             )
 
     def check_targets(self, targets: tuple[str, ...]) -> None:
@@ -95,7 +95,11 @@ class Flavour:
             if target != CURRENT and target not in self.targets:
                 known = ", ".join((CURRENT, *self.targets))
                 other = next((f.backend for f in FLAVOURS.values() if target in f.targets), None)
-                hint = f"--backend {other}" if other else f"--backend tensorrt --target {CURRENT} on that GPU"
+                hint = (
+                    f"`backend` {other}"
+                    if other
+                    else f"`backend` tensorrt with `targets` {CURRENT} on that GPU"
+                )
                 raise InputError(f"{self.backend} builds for {known}, not for {target!r}; use {hint}")
         if CURRENT in targets and len(targets) > 1:
             raise InputError(f"{CURRENT} cannot be combined with other targets; build them one by one")
@@ -129,7 +133,7 @@ FLAVOURS: Mapping[str, Flavour] = MappingProxyType(
             refuses=MappingProxyType(
                 {
                     "version_compatible": "its plans run with the version that built them only",
-                    "hardware_compatible": "name several targets with --target instead",
+                    "hardware_compatible": "name several GPUs with `targets` instead",
                     "timing_cache": "it compiles kernels when an engine first runs and times none at build",
                 }
             ),

@@ -31,7 +31,7 @@ class Gpu:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
-def current_gpu(flavour: Flavour, *, instead: str = "use --backend onnxruntime") -> Gpu:
+def current_gpu(flavour: Flavour, *, instead: str = "use `backend` onnxruntime") -> Gpu:
     """The GPU that engines of ``flavour`` would run on.
 
     Args:
@@ -72,11 +72,11 @@ def require_memory(gpu: Gpu, need: int, what: str) -> None:
         what: Needs them, for the error.
 
     Raises:
-        EngineError: Naming the flags that help.
+        EngineError: Naming the parameters that help.
     """
     if need > gpu.free:
         raise EngineError(
             f"{what} needs about {need / 1e9:.1f} GB of device memory, {gpu.name} has "
-            f"{gpu.free / 1e9:.1f} GB free; lower --max-images, --height and --width, "
-            "or build with --weight-streaming"
+            f"{gpu.free / 1e9:.1f} GB free; lower `max_images`, `height_range` and `width_range`, "
+            "or build with `weight_streaming`"
         )

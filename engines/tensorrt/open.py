@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emag_export.bundle import Bundle
-from emag_export.engines.tensorrt.build import rebuild_command
-from emag_export.engines.tensorrt.flavour import Flavour
+from emag_export.engines.config import EngineConfig
+from emag_export.engines.tensorrt.build import compile_call
+from emag_export.engines.tensorrt.flavour import Flavour, flavour_of
 from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
 from emag_export.engines.tensorrt.store import EngineFolder, engine_folders
-from emag_export.errors import EngineError, InputError
+from emag_export.errors import BundleError, EngineError, InputError
 
 if TYPE_CHECKING:
     from emag_export.engines.tensorrt.runner import TensorRTEngine
 
-__all__ = ["find_engine_folder", "open_tensorrt"]
+__all__ = ["find_engine_folder", "open_compiled", "open_tensorrt"]
 
 
 def find_engine_folder(bundle: Bundle, flavour: Flavour, gpu: Gpu) -> EngineFolder:
@@ -23,21 +24,26 @@ def find_engine_folder(bundle: Bundle, flavour: Flavour, gpu: Gpu) -> EngineFold
     A folder built on this very GPU model comes before one built for its compute capability.
 
     Raises:
-        EngineError: If there is none, with the command that builds it, and what else is there.
+        EngineError: If there is none, with the call that builds it, and what else is there.
     """
-    version, rebuild = flavour.version(), rebuild_command(bundle, flavour.backend)
+    version, rebuild = flavour.version(), compile_call(bundle, flavour.backend)
     others = []
     for path in sorted(engine_folders(bundle), key=lambda folder: not folder.name.endswith(gpu.slug)):
         folder = EngineFolder(path, rebuild)
-        header = folder.read().header
+        try:
+            header = folder.read().header
+        except BundleError:  # damaged, or of another version: as if it were not there
+            others.append(path.name)
+            continue
         fits = header.device == gpu.name or gpu.target in header.targets
         if header.backend == flavour.backend and header.version == version and fits:
-            return EngineFolder(path, rebuild_command(bundle, flavour.backend, header.targets))
+            return EngineFolder(path, compile_call(bundle, flavour.backend, header.targets))
         others.append(path.name)
     there = f" It has {', '.join(others)}." if others else ""
     raise EngineError(
         f"{bundle.path} has no engines for {flavour.backend} {version} on {gpu.name} ({gpu.target}).{there} "
-        f"Build them: {rebuild}"
+        "Build them",
+        remedy=rebuild,
     )
 
 
@@ -73,8 +79,10 @@ def open_tensorrt(
         if not record.options.weight_streaming:
             if weight_budget is not None:
                 raise InputError(
-                    f"{path} keeps all its weights on the GPU; leave out --weight-budget, or rebuild it with "
-                    f"--weight-streaming: {folder.rebuild}"
+                    f"{path} keeps all its weights on the GPU; leave out `weight_budget`, or build it again "
+                    "with "
+                    "`weight_streaming`",
+                    remedy=folder.rebuild,
                 )
             require_memory(current_gpu(flavour), record.memory.get("weights", 0), f"loading {path.name}")
 
@@ -85,3 +93,14 @@ def open_tensorrt(
         return TensorRTEngine(plan, bundle.spec(component), flavour, workspace, options)
 
     return open_component
+
+
+def open_compiled(config: EngineConfig, bundle: Bundle) -> Callable[[Bundle, str], "TensorRTEngine"]:
+    """A function that opens components; see :func:`~emag_export.engines.registry.open_backend`."""
+    if config.device not in ("", "cuda"):
+        raise InputError(
+            f"{config.backend} runs on the GPU that is current, not on {config.device}; leave out `device` "
+            "and choose the GPU with CUDA_VISIBLE_DEVICES"
+        )
+    budget = None if config.weight_budget is None else config.weight_budget << 20
+    return open_tensorrt(flavour_of(config.backend), cuda_graphs=config.cuda_graphs, weight_budget=budget)

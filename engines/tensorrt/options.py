@@ -49,7 +49,7 @@ class SizeRange:
         for bound in (self.min, self.opt, self.max):
             if bound % divisor:
                 nearest = max(1, round(bound / divisor)) * divisor
-                raise InputError(f"{name} {bound} is no multiple of {divisor}; take {nearest}")
+                raise InputError(f"`{name}` {bound} is no multiple of {divisor}; take {nearest}")
         return type(self)(min=self.min // divisor, opt=self.opt // divisor, max=self.max // divisor)
 
 
@@ -61,10 +61,10 @@ class EngineOptions:
     max_images: int | None = None
     """Images in one call. None is :data:`DEFAULT_IMAGES`, :data:`DEFAULT_IMAGES_OF_MAPS` for variants that
     average maps, and fewer where the averages would have more elements than a tensor may have."""
-    height: SizeRange | None = None
+    height_range: SizeRange | None = None
     """Pixels; None is half to one and a half times the bundle's own size, less where the averages of one
     image would have more elements than a tensor may have."""
-    width: SizeRange | None = None
+    width_range: SizeRange | None = None
     refittable: bool = False
     """Weights can be exchanged later."""
     strip_weights: bool = False
@@ -76,8 +76,8 @@ class EngineOptions:
     """Run on GPUs of Ampere and newer, at some cost in speed."""
     tf32: bool = True
     """Let float32 matrix products use TF32."""
-    workspace_mib: int | None = None
-    """Upper limit of scratch memory."""
+    workspace: int | None = None
+    """MiB of scratch memory at most."""
     optimization_level: int | None = None
     """0 builds fastest, 5 searches longest."""
     timing_cache: bool = False
@@ -85,11 +85,11 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.max_images is not None and self.max_images < 1:
-            raise InputError(f"max images is {self.max_images}; give at least 1")
+            raise InputError(f"`max_images` is {self.max_images}; give at least 1")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise InputError(f"optimization level is {self.optimization_level}; it goes from 0 to 5")
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise InputError(f"workspace is {self.workspace_mib} MiB; give at least 1")
+            raise InputError(f"`optimization_level` is {self.optimization_level}; it goes from 0 to 5")
+        if self.workspace is not None and self.workspace < 1:
+            raise InputError(f"`workspace` is {self.workspace} MiB; give at least 1")
 
     def check(self, flavour: Flavour) -> None:
         """Refuse what ``flavour`` cannot do, before anything is built.
@@ -100,10 +100,11 @@ class EngineOptions:
         flavour.check_targets(self.targets)
         for option, reason in flavour.refuses.items():
             if getattr(self, option):
-                raise InputError(f"{flavour.backend} takes no --{option.replace('_', '-')}: {reason}")
+                raise InputError(f"{flavour.backend} takes no `{option}`: {reason}")
         for option, reason in flavour.needs_gpu.items():
             if getattr(self, option) and CURRENT not in self.targets:
                 raise InputError(
-                    f"{flavour.backend} builds with --{option.replace('_', '-')} on the GPU itself only: "
-                    f"{reason}; use --target {CURRENT} there"
+                    f"{flavour.backend} builds with `{option}` on the GPU itself only: {reason}; use "
+                    "`targets` "
+                    f"{CURRENT} there"
                 )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from emag_export.bundle import DENOISER
-from emag_export.contract import DenoiserContract, GraphSpec, Variant
+from emag_export.contract import Averaged, DenoiserContract, GraphSpec
 from emag_export.engines.limits import MAX_ELEMENTS, largest, what_fits
 from emag_export.engines.tensorrt.flavour import Flavour
 from emag_export.engines.tensorrt.options import (
@@ -13,9 +13,10 @@ from emag_export.engines.tensorrt.options import (
     EngineOptions,
     SizeRange,
 )
-from emag_export.errors import ContractError, InputError
+from emag_export.errors import Call, ContractError, InputError
 from emag_export.models import SamplingDefaults
-from emag_export.shapes import Sizes, evaluate
+from emag_export.shapes import Sizes, evaluate, symbols
+from emag_export.sizes import Geometry, picture_sizes, side_pixels
 
 __all__ = ["Profile", "Shapes", "Sized", "choose_profile", "profile_shapes", "profiles_of"]
 
@@ -29,14 +30,18 @@ _Call = tuple[int, SizeRange, SizeRange]
 """Images, and pixels of height and width."""
 
 _REMEDIES = {
-    "rows": "--max-images",
-    "trunk_rows": "--max-images",
-    "tracked": "--max-images",
-    "h": "--height",
-    "w": "--width",
-    "text": "--max-sequence-length",
-    "tokens": "--max-sequence-length",
+    "rows": "max_images",
+    "trunk_rows": "max_images",
+    "tracked": "max_images",
+    "h": "height_range",
+    "w": "width_range",
+    "text": "max_sequence_length",
+    "tokens": "max_sequence_length",
 }
+"""Named dimension to the parameter that widens it."""
+
+_RANGES = ("height_range", "width_range")
+
 _TRUNK, _BRANCHES = 2, 3
 """Rows of one image: unconditional and conditional; in the perturb window one branch row more."""
 
@@ -54,12 +59,8 @@ class Sized(Protocol):
         """Its own picture size and text length."""
 
     @property
-    def vae_factor(self) -> int:
-        """Pixels per latent along a side."""
-
-    @property
-    def clip_tokens(self) -> int:
-        """Tokens that CLIP makes of every prompt."""
+    def geometry(self) -> Geometry:
+        """Pixels per latent, and how long a text is."""
 
 
 def profiles_of(
@@ -79,10 +80,8 @@ def profiles_of(
         # Prompts are encoded, and pictures decoded, one by one: their neighbours shall not change them.
         ranges = {"rows": _up_to(1)}
         ranges |= {"tokens": _up_to(model.defaults.max_sequence_length)}
-        ranges |= {
-            "h": height.divided(model.vae_factor, "height"),
-            "w": width.divided(model.vae_factor, "width"),
-        }
+        pixels = model.geometry.pixels_per_latent
+        ranges |= {"h": height.divided(pixels, _RANGES[0]), "w": width.divided(pixels, _RANGES[1])}
         return ({name: ranges[name] for name in spec.symbols},)
     shared = _denoiser_ranges(model, images, height, width)
     rows = [_per_image(_BRANCHES, images)]
@@ -92,16 +91,16 @@ def profiles_of(
 
 
 def _denoiser_ranges(model: Sized, images: int, height: SizeRange, width: SizeRange) -> dict[str, SizeRange]:
-    cell = model.vae_factor * model.contract.patch_size
-    text = model.clip_tokens + model.defaults.max_sequence_length
-    return {
+    cells, text = side_pixels(model.contract, model.geometry), model.geometry.text
+    ranges = {
         "trunk_rows": _per_image(_TRUNK, images),
         "rows": _per_image(_BRANCHES, images),
         "tracked": _per_image(1, images),
-        "h": height.divided(cell, "height"),
-        "w": width.divided(cell, "width"),
-        "text": SizeRange(min=model.clip_tokens, opt=text, max=text),
+        "h": height.divided(cells[0], _RANGES[0]),
+        "w": width.divided(cells[1], _RANGES[1]),
+        "text": SizeRange(min=text.least, opt=text.usual, max=text.most),
     }
+    return {name: ranges[name] for name in model.contract.graph.symbols}
 
 
 def _up_to(most: int) -> SizeRange:
@@ -114,7 +113,7 @@ def _per_image(rows: int, images: int) -> SizeRange:
 
 def _largest(model: Sized, options: EngineOptions) -> _Call:
     """The largest call: what was asked for, and defaults whose averages fit into one tensor."""
-    spec, cell = model.contract.graph, model.vae_factor * model.contract.patch_size
+    spec, (cell, _) = model.contract.graph, side_pixels(model.contract, model.geometry)
     for call in _calls(model, options):
         sizes = {name: size.max for name, size in _denoiser_ranges(model, *call).items()}
         tensor, count = largest(spec, sizes)
@@ -124,24 +123,24 @@ def _largest(model: Sized, options: EngineOptions) -> _Call:
     raise InputError(
         f"{tensor.name} would have {count} elements with {images} picture{'s' * (images > 1)} of "
         f"{height.max} x {width.max} pixels, TensorRT takes at most {MAX_ELEMENTS} in a tensor: "
-        f"{what_fits(spec, sizes, cell=cell, unit='pixels')}; lower --max-images, --height or --width, or "
-        "average fewer blocks (--emag-layers)"
+        f"{what_fits(spec, sizes, cell=cell, unit='pixels')}; lower `max_images`, `height_range` or "
+        "`width_range`, or average fewer blocks (`emag_candidates`)"
     )
 
 
 def _calls(model: Sized, options: EngineOptions) -> Iterator[_Call]:
     """What was asked for, and where nothing was, the default first and then less of it."""
-    cell = model.vae_factor * model.contract.patch_size
+    cell = max(side_pixels(model.contract, model.geometry))
     height, width = _resolution(model, options)
     most, least = options.max_images, options.max_images or 1
     if most is None:
-        most = DEFAULT_IMAGES if model.contract.variant is Variant.EMAG_Q else DEFAULT_IMAGES_OF_MAPS
+        most = DEFAULT_IMAGES if model.contract.kind.averages == Averaged.QUERIES else DEFAULT_IMAGES_OF_MAPS
     for images in range(most, least - 1, -1):
         for less in range(0, max(height.max - height.opt, width.max - width.opt) + 1, cell):
             yield (
                 images,
-                height if options.height else _lowered(height, less),
-                width if options.width else _lowered(width, less),
+                height if options.height_range else _lowered(height, less),
+                width if options.width_range else _lowered(width, less),
             )
 
 
@@ -150,22 +149,32 @@ def _lowered(size: SizeRange, less: int) -> SizeRange:
 
 
 def _resolution(model: Sized, options: EngineOptions) -> tuple[SizeRange, SizeRange]:
-    cell = model.vae_factor * model.contract.patch_size
-    limit = model.contract.max_grid * cell
+    """Pixels of both sides, once by arithmetic and once checked against what the model takes."""
+    contract, defaults = model.contract, model.defaults
+    cells = side_pixels(contract, model.geometry)
+    sides = contract.latents[-2:]
     ranges = []
-    for name, given, usual in (
-        ("height", options.height, model.defaults.height),
-        ("width", options.width, model.defaults.width),
+    for cell, side, given, usual in zip(
+        cells,
+        sides,
+        (options.height_range, options.width_range),
+        (defaults.height, defaults.width),
+        strict=True,
     ):
-        wanted = given or SizeRange(
-            min=max(cell, usual // 2 // cell * cell), opt=usual, max=min(limit, usual * 3 // 2 // cell * cell)
-        )
-        if wanted.max > limit:
-            raise InputError(
-                f"{name} {wanted.max} is more than this model's positional embedding covers: {limit}"
+        most = usual * 3 // 2 // cell * cell
+        if isinstance(side, int):
+            least = most = usual
+        else:
+            least = max(cell, usual // 2 // cell * cell)
+            most = min(
+                [most, *(contract.limits[name] * cell for name in symbols([side]) if name in contract.limits)]
             )
-        ranges.append(wanted)
-    return ranges[0], ranges[1]
+        ranges.append(given or SizeRange(min=least, opt=usual, max=most))
+    height, width = ranges
+    for bound in ("min", "max"):
+        pixels = {"height": getattr(height, bound), "width": getattr(width, bound)}
+        picture_sizes(contract, model.geometry, **pixels, names=_RANGES)
+    return height, width
 
 
 def profile_shapes(spec: GraphSpec, profile: Profile) -> dict[str, Shapes]:
@@ -183,7 +192,7 @@ def profile_shapes(spec: GraphSpec, profile: Profile) -> dict[str, Shapes]:
     }
 
 
-def choose_profile(profiles: Sequence[Profile], sizes: Sizes, *, rebuild: str) -> int:
+def choose_profile(profiles: Sequence[Profile], sizes: Sizes, *, rebuild: Call) -> int:
     """Index of the profile that was tuned for the most similar call, among those that hold ``sizes``.
 
     Profiles of the denoiser differ in the rows an image has: two or three. A call with one picture inside
@@ -194,10 +203,10 @@ def choose_profile(profiles: Sequence[Profile], sizes: Sizes, *, rebuild: str) -
     Args:
         profiles: Of one engine, from narrow to wide.
         sizes: Of one call.
-        rebuild: Command that builds the engine anew, for the error.
+        rebuild: Call that builds the engine anew, for the error.
 
     Raises:
-        ContractError: Naming the size, its range and the option that widens it.
+        ContractError: Naming the size, its range and the parameter that widens it.
     """
     holding = [
         index
@@ -212,7 +221,8 @@ def choose_profile(profiles: Sequence[Profile], sizes: Sizes, *, rebuild: str) -
     name, size = next((n, s) for n, s in sizes.items() if not widest[n].min <= s <= widest[n].max)
     raise ContractError(
         f"{name} is {size} in this call, the engine was built for {widest[name].min} to "
-        f"{widest[name].max}; widen it with {_REMEDIES[name]}: {rebuild}"
+        f"{widest[name].max}; widen it with `{_REMEDIES[name]}`",
+        remedy=rebuild,
     )
 
 

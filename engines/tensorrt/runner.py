@@ -21,7 +21,7 @@ from emag_export.engines.tensorrt.profiles import choose_profile
 from emag_export.engines.tensorrt.store import EngineFolder, PlanRecord
 from emag_export.engines.tensorrt.streaming import automatic_budget, set_budget
 from emag_export.engines.tensorrt.workspace import Workspace, empty_aligned, is_aligned
-from emag_export.errors import EngineError
+from emag_export.errors import Call, EngineError
 
 __all__ = ["RunOptions", "StoredPlan", "TensorRTEngine"]
 
@@ -111,7 +111,7 @@ class TensorRTEngine:
             flavour,
             eager_kernels=options.eager_kernels,
             stored=kernels.read_bytes() if kernels.is_file() else None,
-            failure=lambda what, remedy: self._failure(what, f"{remedy}: {self._rebuild}"),
+            failure=lambda what, advice: self._failure(what, advice, rebuild=True),
         )
         stream = workspace.stream.cuda_stream
         self._calls = [
@@ -132,7 +132,7 @@ class TensorRTEngine:
             engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise self._failure(
-                "cannot load", "it was built for another GPU, driver or version; rebuild: " + self._rebuild
+                "cannot load", "it was built for another GPU, driver or version; build it again", rebuild=True
             )
         if self._plan.record.options.strip_weights:
             self._refit(engine)
@@ -143,7 +143,7 @@ class TensorRTEngine:
         refitter = self._trt.Refitter(engine, self._logger)
         parser = self._trt.OnnxParserRefitter(refitter, self._logger)
         if not parser.refit_from_file(str(self._plan.graph())) or not refitter.refit_cuda_engine():
-            raise self._failure("cannot put the weights into", "rebuild: " + self._rebuild)
+            raise self._failure("cannot put the weights into", "build it again", rebuild=True)
 
     def _keep_weights(self, budget: int | None) -> None:
         if budget is None:
@@ -167,7 +167,7 @@ class TensorRTEngine:
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"{self.name} ran out of device memory in {self._plan.component}; generate fewer or smaller "
-                f"pictures per call (--batch-size), or end other programs on this GPU: {error}"
+                f"pictures per call (`batch_size`), or end other programs on this GPU: {error}"
             ) from error
         return results
 
@@ -231,7 +231,7 @@ class TensorRTEngine:
                 if not call.context.set_tensor_address(name, address):
                     raise self._failure(f"refused the address of {name} in", "report it")
             if not call.context.execute_async_v3(stream.cuda_stream):
-                raise self._failure("failed in", "try --no-cuda-graphs, or rebuild: " + self._rebuild)
+                raise self._failure("failed in", "turn off `cuda_graphs`, or build it again", rebuild=True)
 
         if call.graph is not None and call.generation == self._workspace.generation:
             with torch.cuda.stream(stream):
@@ -244,7 +244,7 @@ class TensorRTEngine:
             try:
                 call.graph = capture(enqueue, stream)
             except RuntimeError as error:
-                raise self._failure("cannot capture a call of", f"{error}; try --no-cuda-graphs") from error
+                raise self._failure("cannot capture a call of", f"{error}; turn off `cuda_graphs`") from error
 
     def _prepare(self, call: _Call, sizes: Mapping[str, int]) -> None:
         """Set shapes and scratch memory of a context, where they are not."""
@@ -254,7 +254,7 @@ class TensorRTEngine:
         call.sizes = None  # if anything below fails, nothing is known of this context
         for name, shape in self.spec.input_shapes(sizes).items():
             if not call.context.set_input_shape(name, shape):
-                raise self._failure(f"refused {name} of shape {shape} in", "rebuild: " + self._rebuild)
+                raise self._failure(f"refused {name} of shape {shape} in", "build it again", rebuild=True)
         need = call.context.update_device_memory_size_for_shapes()
         call.context.set_device_memory(*workspace.reserve(need))
         call.sizes, call.generation = dict(sizes), workspace.generation
@@ -266,12 +266,13 @@ class TensorRTEngine:
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     @property
-    def _rebuild(self) -> str:
+    def _rebuild(self) -> Call:
         return self._plan.folder.rebuild
 
-    def _failure(self, what: str, remedy: str) -> EngineError:
+    def _failure(self, what: str, advice: str, *, rebuild: bool = False) -> EngineError:
         said = "; ".join(dict.fromkeys(self._log.errors[-3:])) or "it gave no reason"
-        return EngineError(f"{self._flavour.backend} {what} {self._plan.path}: {said}; {remedy}")
+        text = f"{self._flavour.backend} {what} {self._plan.path}: {said}; {advice}"
+        return EngineError(text, remedy=self._rebuild if rebuild else None)
 
     def __enter__(self) -> Self:
         return self
@@ -279,6 +280,12 @@ class TensorRTEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engine and keep what was compiled for it; closing twice does nothing."""
+        if not hasattr(self, "_engine"):
+            return
         self._workspace.stream.synchronize()
         compiled = self._contexts.compiled()
         if compiled is not None:

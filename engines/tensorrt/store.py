@@ -13,9 +13,9 @@ from emag_export.bundle import ENGINES, Bundle
 from emag_export.engines.tensorrt.builder import BuiltPlan
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.profiles import Profile
-from emag_export.errors import BundleError, EngineError
+from emag_export.errors import BundleError, Call, EngineError
 from emag_export.hashing import hash_file, hash_json
-from emag_export.records import FORMAT_VERSION, dump_record, read_record
+from emag_export.records import dump_record, read_record
 
 __all__ = ["EngineFolder", "EngineHeader", "EngineRecord", "PlanRecord", "engine_folders", "plan_key"]
 
@@ -60,7 +60,7 @@ class EngineHeader:
 class EngineRecord:
     """Everything in ``engine.json``."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = 2
     header: EngineHeader
     plans: Mapping[str, PlanRecord]
     """By component."""
@@ -101,10 +101,10 @@ class EngineFolder:
 
     Args:
         path: The folder; it need not exist yet.
-        rebuild: Command that builds its plans anew, for errors.
+        rebuild: Call that builds its plans anew, for errors.
     """
 
-    def __init__(self, path: Path, rebuild: str) -> None:
+    def __init__(self, path: Path, rebuild: Call) -> None:
         self.path = path
         self.rebuild = rebuild
 
@@ -126,8 +126,13 @@ class EngineFolder:
         """
         path = self.path / _RECORD
         if not path.is_file():
-            raise EngineError(f"{self.path} holds no engines; build them: {self.rebuild}")
-        return read_record(EngineRecord, path.read_bytes(), name=str(path), remedy=f"rebuild: {self.rebuild}")
+            raise EngineError(f"{self.path} holds no engines; build them", remedy=self.rebuild)
+        try:
+            return read_record(
+                EngineRecord, path.read_bytes(), name=str(path), remedy="build the engines again"
+            )
+        except BundleError as error:
+            raise BundleError(error.message, remedy=self.rebuild) from error
 
     def holds(self, component: str, key: str) -> bool:
         """Whether a whole plan with this key is here."""
@@ -150,7 +155,7 @@ class EngineFolder:
         found = self.read()
         record, header = found.plans.get(component), found.header
         if record is None:
-            raise EngineError(f"{self.path} has no plan of {component}; build it: {self.rebuild}")
+            raise EngineError(f"{self.path} has no plan of {component}; build it", remedy=self.rebuild)
         key = plan_key(
             bundle,
             component,
@@ -163,7 +168,8 @@ class EngineFolder:
         if record.key != key:
             raise EngineError(
                 f"the plan {self.path / record.file} was built from another graph, or its record was "
-                f"edited; rebuild: {self.rebuild}"
+                "edited; build it again",
+                remedy=self.rebuild,
             )
         self._check(record)
         return self.path / record.file, record
@@ -172,8 +178,9 @@ class EngineFolder:
         path = self.path / record.file
         if not path.is_file() or path.stat().st_size != record.bytes or hash_file(path) != record.sha256:
             raise EngineError(
-                f"{path} is missing or does not match its SHA-256: it was damaged or replaced; "
-                f"rebuild: {self.rebuild}"
+                f"{path} is missing or does not match its SHA-256: it was damaged or replaced; build it "
+                "again",
+                remedy=self.rebuild,
             )
 
     def save(

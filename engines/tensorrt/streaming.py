@@ -34,5 +34,5 @@ def set_budget(engine: Any, wanted: int) -> None:
     if not wanted * 9 // 10 <= got <= wanted:
         raise EngineError(
             f"{wanted} bytes of weights were to stay on the GPU and TensorRT keeps {got}; choose another "
-            "number with --weight-budget, or build without --weight-streaming"
+            "number with `weight_budget`, or build without `weight_streaming`"
         )

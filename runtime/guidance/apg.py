@@ -7,15 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emag_export.runtime.checks import require_finite, require_range
+from emag_export.runtime.guidance.clean import Clean, Number
 
-__all__ = ["ApgConfig", "apg"]
-
-_SMALLEST_COEFFICIENT = 1e-5
+__all__ = ["ApgConfig", "ApgTerms", "apg"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApgConfig:
-    """Settings of APG; the defaults are EMAG's for SD3 (arXiv:2512.17303, appendix)."""
+    """Settings of APG; the defaults are EMAG's for SD3-medium (arXiv:2512.17303, appendix)."""
 
     scale: float = 12.0
     """w; takes the place of the CFG scale."""
@@ -30,38 +29,56 @@ class ApgConfig:
         require_finite(apg_scale=self.scale, apg_eta=self.eta, apg_momentum=self.momentum)
         require_range(0.0, float("inf"), apg_norm_threshold=self.norm_threshold)
 
+    @property
+    def terms(self) -> "ApgTerms":
+        """The same for all images."""
+        return ApgTerms(
+            gain=self.scale - 1,
+            eta=self.eta,
+            norm_threshold=self.norm_threshold,
+            momentum=self.momentum,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApgTerms:
+    """Numbers of :func:`apg`, for all images or one each."""
+
+    gain: Number
+    """w - 1."""
+    eta: Number
+    norm_threshold: Number
+    momentum: Number
+
+
+Latents = Float[Tensor, "images channels *sides"]
+
 
 def apg(
-    latents: Float[Tensor, "images channels height width"],
-    cond: Float[Tensor, "images channels height width"],
-    uncond: Float[Tensor, "images channels height width"],
-    momentum: Float[Tensor, "images channels height width"],
-    coefficient: float,
-    config: ApgConfig,
-) -> tuple[Float[Tensor, "images channels height width"], Float[Tensor, "images channels height width"]]:
+    latents: Latents, cond: Latents, uncond: Latents, momentum: Latents, clean: Clean, terms: ApgTerms
+) -> tuple[Latents, Latents]:
     """Guide in x0 space with momentum, a norm limit and an orthogonal projection.
 
     Args:
         latents: x at this step.
-        cond: Velocity given the prompt, latent units per unit sigma.
-        uncond: Velocity without it, same units.
+        cond: Prediction given the prompt.
+        uncond: Prediction without it.
         momentum: M of the previous step, in latent units; zeros at the first.
-        coefficient: k in x0 = x + k v. Minus sigma for a velocity.
-        config: Settings.
+        clean: x0 of a prediction, and back.
+        terms: Settings.
 
     Returns:
-        The guided velocity, and M of this step.
+        The guided prediction, and M of this step.
 
     Source:
         arXiv:2410.02416, algorithm 1, applied per image.
     """
-    clean, clean_uncond = latents + coefficient * cond, latents + coefficient * uncond
-    momentum = clean - clean_uncond + config.momentum * momentum
-    dims = (1, 2, 3)
+    x0, x0_uncond = clean.latents(latents, cond), clean.latents(latents, uncond)
+    momentum = x0 - x0_uncond + terms.momentum * momentum
+    dims = tuple(range(1, latents.ndim))
     norm = torch.linalg.vector_norm(momentum, dim=dims, keepdim=True)
-    difference = momentum * (config.norm_threshold / norm.clamp_min(1e-12)).clamp_max(1)
-    energy = clean.square().sum(dim=dims, keepdim=True).clamp_min(1e-12)
-    parallel = (difference * clean).sum(dim=dims, keepdim=True) / energy * clean
-    guided = clean + (config.scale - 1) * (difference - parallel + config.eta * parallel)
-    divisor = max(abs(coefficient), _SMALLEST_COEFFICIENT) * (1 if coefficient >= 0 else -1)
-    return (guided - latents) / divisor, momentum
+    difference = momentum * (terms.norm_threshold / norm.clamp_min(1e-12)).clamp_max(1)
+    energy = x0.square().sum(dim=dims, keepdim=True).clamp_min(1e-12)
+    parallel = (difference * x0).sum(dim=dims, keepdim=True) / energy * x0
+    guided = x0 + terms.gain * (difference - parallel + terms.eta * parallel)
+    return clean.prediction(latents, guided), momentum

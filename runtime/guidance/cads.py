@@ -14,7 +14,7 @@ __all__ = ["CadsConfig", "cads", "cads_gamma"]
 
 @dataclass(frozen=True, kw_only=True)
 class CadsConfig:
-    """Settings of CADS; the defaults are EMAG's for SD3 (arXiv:2512.17303, appendix)."""
+    """Settings of CADS; the defaults are EMAG's for SD3-medium (arXiv:2512.17303, appendix)."""
 
     tau1: float = 0.6
     """Time below which the condition is left alone."""

@@ -3,22 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Self
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from emag_export.errors import InputError
 from emag_export.runtime.checks import require_finite
-from emag_export.runtime.guidance.apg import ApgConfig, apg
+from emag_export.runtime.guidance.apg import ApgConfig, ApgTerms, apg
 from emag_export.runtime.guidance.cads import CadsConfig
+from emag_export.runtime.guidance.clean import Clean, Number
 
-__all__ = ["GUIDANCES", "Guidance", "GuidanceRule", "Predictions", "Rows", "cfg", "combine", "emag"]
+__all__ = ["GUIDANCES", "Guidance", "GuidanceRule", "Predictions", "Rows", "Terms", "cfg", "combine", "emag"]
 
-Rows = Float[Tensor, "images channels height width"]
+Rows = Float[Tensor, "images channels *sides"]
 
 
-def cfg(uncond: Rows, cond: Rows, scale: float) -> Rows:
+def cfg(uncond: Rows, cond: Rows, scale: Number) -> Rows:
     r"""Classifier-free guidance: :math:`u + w\,(c - u)`.
 
     Args:
@@ -32,7 +33,7 @@ def cfg(uncond: Rows, cond: Rows, scale: float) -> Rows:
     return uncond + scale * (cond - uncond)
 
 
-def emag(cond: Rows, perturbed: Rows, scale: float) -> Rows:
+def emag(cond: Rows, perturbed: Rows, scale: Number) -> Rows:
     r"""Move the conditional prediction away from its hard negative: :math:`p + s\,(c - p)`.
 
     Args:
@@ -72,7 +73,7 @@ GUIDANCES: Mapping[str, GuidanceRule] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """A named rule and its scales; the defaults are the paper's for SD3."""
+    """A named rule and its scales; the defaults are the paper's for SD3-medium."""
 
     name: str = "emag"
     scale: float = 7.0
@@ -95,36 +96,55 @@ class Guidance:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Velocities of one step, float32, latent units per unit sigma."""
+    """What the model predicts at one step, float32: velocities, latent units per unit sigma, or epsilon."""
 
     uncond: Rows | None
     cond: Rows
     perturbed: Rows
     """Equal to ``cond`` outside the perturb window."""
 
+    def select(self, images: Int[Tensor, " selected"]) -> "Predictions":
+        """Those of some images."""
+        uncond, cond = self.uncond, self.cond.index_select(0, images)
+        return Predictions(
+            uncond=None if uncond is None else uncond.index_select(0, images),
+            cond=cond,
+            perturbed=cond if self.perturbed is self.cond else self.perturbed.index_select(0, images),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Numbers of :func:`combine` at one step, for all images or one each."""
+
+    scale: Number
+    emag_scale: Number
+    apg: ApgTerms
+    clean: Clean
+
+    @classmethod
+    def of(cls, guidance: Guidance, clean: Clean) -> Self:
+        """The same for all images."""
+        return cls(scale=guidance.scale, emag_scale=guidance.emag_scale, apg=guidance.apg.terms, clean=clean)
+
 
 def combine(
-    guidance: Guidance,
-    predictions: Predictions,
-    latents: Rows,
-    momentum: Rows | None,
-    coefficient: float,
-) -> tuple[Rows, Rows | None]:
-    """The velocity to step along, and APG's momentum for the next step.
+    rule: GuidanceRule, terms: Terms, predictions: Predictions, latents: Rows, momentum: Rows
+) -> tuple[Rows, Rows]:
+    """The prediction to step along, and APG's momentum for the next step.
 
     Args:
-        guidance: Rule and scales.
+        rule: What is done.
+        terms: With which numbers.
         predictions: Of this step.
         latents: x of this step; only APG looks at it.
-        momentum: Result of the previous step, None at the first.
-        coefficient: k in x0 = x + k v; minus sigma.
+        momentum: Result of the previous step, zeros at the first.
     """
-    rule, uncond, cond = guidance.rule, predictions.uncond, predictions.cond
+    uncond, cond = predictions.uncond, predictions.cond
     if rule.perturbed:
-        cond = emag(cond, predictions.perturbed, guidance.emag_scale)
-    if uncond is None:
-        return cond, None
+        cond = emag(cond, predictions.perturbed, terms.emag_scale)
+    if uncond is None or not rule.uncond:
+        return cond, momentum
     if not rule.apg:
-        return cfg(uncond, cond, guidance.scale), None
-    momentum = torch.zeros_like(latents) if momentum is None else momentum
-    return apg(latents, cond, uncond, momentum, coefficient, guidance.apg)
+        return cfg(uncond, cond, terms.scale), momentum
+    return apg(latents, cond, uncond, momentum, terms.clean, terms.apg)

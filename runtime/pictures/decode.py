@@ -1,14 +1,12 @@
 """Finished latents to pictures, on the graph of a VAE decoder."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
+from emag_export.families.family import Latents
 
 __all__ = ["Pictures", "decode_latents"]
 
@@ -17,20 +15,22 @@ Pictures = UInt8[np.ndarray, "images height width 3"]
 
 def decode_latents(
     decoder: Engine,
-    config: Mapping[str, Any],
+    facts: Latents,
     latents: Float[Tensor, "images channels latent_height latent_width"],
 ) -> Pictures:
     """Latents to 8-bit sRGB pictures, one at a time so that memory does not grow with the batch.
 
     Args:
         decoder: Runs the graph ``vae_decoder``.
-        config: Of the VAE: ``scaling_factor`` and ``shift_factor``.
+        facts: Scale and shift of the bundle's autoencoder.
         latents: On any device.
 
     Returns:
         On the host, where they arrive in one copy.
     """
-    scale, shift = config["scaling_factor"], config.get("shift_factor") or 0.0
+    scale, shift = (
+        torch.tensor(values, device=decoder.device)[:, None, None] for values in (facts.scale, facts.shift)
+    )
     (dtype,) = (TORCH_DTYPES[tensor.dtype] for tensor in decoder.spec.inputs)
     samples = [
         decoder.run({"latent_sample": (image[None] / scale + shift).to(dtype)})["sample"]

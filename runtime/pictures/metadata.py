@@ -1,21 +1,24 @@
 """Pictures on disk: PNG files that remember every parameter, so that any of them can be made again."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from emag_export import __version__
 from emag_export.bundle import Bundle
 from emag_export.contract import Variant
 from emag_export.errors import InputError
 from emag_export.records import FORMAT_VERSION, dump_record, read_record
 from emag_export.runtime.request import GenerationRequest
+from emag_export.version import VERSION
 
-__all__ = ["PictureRecord", "read_picture_record", "save_picture"]
+__all__ = ["Picture", "PictureRecord", "make_picture", "read_picture_record", "save_picture"]
 
 _KEY = "emag-export"
 
@@ -25,7 +28,7 @@ class PictureRecord:
     """What a PNG says about how it was made."""
 
     format_version: int = FORMAT_VERSION
-    version: str = __version__
+    version: str = VERSION
     """Of emag-export."""
     request: GenerationRequest
     model: str
@@ -36,22 +39,40 @@ class PictureRecord:
     engine: str
 
 
-def save_picture(
-    picture: UInt8[np.ndarray, "height width 3"],
-    path: Path,
-    *,
-    bundle: Bundle,
-    request: GenerationRequest,
-    engine: str,
-) -> None:
-    """Write a PNG with all parameters in its text chunks.
+class Picture(Image.Image):
+    """A PIL image that knows how it was made: :attr:`info` holds it, and every PNG that it is saved to."""
+
+    def save(self, fp: Any, format: str | None = None, **options: Any) -> None:
+        """As PIL saves; a PNG gets the parameters as text chunks."""
+        name = Path(fp).suffix.lower() if isinstance(fp, str | os.PathLike) else ""
+        if "pnginfo" not in options and (
+            (format or "").upper() == "PNG" or (format is None and name == ".png")
+        ):
+            options["pnginfo"] = _chunks(self.info)
+        super().save(fp, format, **options)
+
+
+_TEXTS = ("Description", "Software", _KEY)
+
+
+def _chunks(info: Mapping[str | tuple[int, int], Any]) -> PngInfo:
+    chunks = PngInfo()
+    for name in _TEXTS:
+        if name in info:
+            chunks.add_itxt(name, info[name])
+    return chunks
+
+
+def make_picture(
+    pixels: UInt8[np.ndarray, "height width 3"], bundle: Bundle, request: GenerationRequest, engine: str
+) -> Picture:
+    """A picture with its parameters.
 
     Args:
-        picture: 8-bit sRGB.
-        path: Where to; the file appears whole or not at all.
+        pixels: 8-bit sRGB.
         bundle: It was made with.
         request: It was made from.
-        engine: Name of the backend that made it.
+        engine: Name of the engine that made it.
     """
     record = PictureRecord(
         request=request,
@@ -61,13 +82,27 @@ def save_picture(
         precision=bundle.contract.precision,
         engine=engine,
     )
-    info = PngInfo()
-    info.add_itxt("Description", request.prompt)
-    info.add_itxt("Software", f"emag-export {__version__}")
-    info.add_itxt(_KEY, dump_record(record))
+    image: Any = Image.fromarray(pixels)
+    image.__class__ = Picture  # PIL's constructors make plain images only
+    image.info |= {
+        "Description": request.prompt,
+        "Software": f"emag-export {VERSION}",
+        _KEY: dump_record(record),
+    }
+    picture: Picture = image
+    return picture
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG; it appears whole or not at all.
+
+    Args:
+        picture: Any image.
+        path: Where to; missing folders are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(picture).save(partial, format="PNG", pnginfo=info)
+    picture.save(partial, format="PNG")
     partial.replace(path)
 
 

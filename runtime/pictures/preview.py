@@ -14,14 +14,12 @@ from PIL import Image
 from emag_export.bundle import Bundle
 from emag_export.errors import BundleError, InputError
 from emag_export.manifest import PreviewFactors
-from emag_export.runtime.guidance.rules import Rows
 from emag_export.runtime.loop import DenoiseStep
 
 __all__ = [
     "PREVIEWS",
     "PreviewFactors",
     "SavePreviews",
-    "clean_latents",
     "enlarge",
     "preview",
     "preview_factors",
@@ -48,29 +46,13 @@ def preview_factors(bundle: Bundle) -> PreviewFactors:
     return bundle.preview
 
 
-def clean_latents(before: Rows, step: DenoiseStep) -> Rows:
-    r"""The clean latents that a step predicts, :math:`x_0 = x - \sigma v`; a picture while x is still noise.
-
-    The guided velocity is read off the step itself, so this holds for every guidance.
-
-    Args:
-        before: x before the step.
-        step: Its ``latents`` are x after the step.
-
-    Source:
-        arXiv:2209.03003, the straight path from noise to data that rectified flow learns.
-    """
-    velocity = (step.latents - before) / step.plan.sigma_step
-    return before - step.plan.sigma * velocity
-
-
 def preview(
     latents: Float[torch.Tensor, "images channels latent_height latent_width"], factors: PreviewFactors
 ) -> Small:
     """Latents to 8-bit sRGB pictures of one pixel per latent pixel.
 
     Args:
-        latents: As the loop has them, or of :func:`clean_latents`; on any device. The host waits for them.
+        latents: As the loop has them, or ``DenoiseStep.clean``; on any device. The host waits for them.
         factors: Of the bundle that made them.
 
     Raises:
@@ -94,8 +76,8 @@ def enlarge(
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
-SavePreviews = Callable[[Rows, DenoiseStep, Sequence[Path]], list[Path]]
-"""(x before the step, the step, where the finished pictures will be) to the files that were written."""
+SavePreviews = Callable[[DenoiseStep, Sequence[Path]], list[Path]]
+"""(the step, where the finished pictures will be) to the files that were written."""
 
 
 def preview_saver(bundle: Bundle, every: int | None) -> SavePreviews:
@@ -112,16 +94,16 @@ def preview_saver(bundle: Bundle, every: int | None) -> SavePreviews:
         BundleError: If the bundle holds no usable factors.
     """
     if every is None:
-        return lambda before, step, paths: []
-    factors, pixels = preview_factors(bundle), bundle.vae_factor
+        return lambda step, paths: []
+    factors, pixels = preview_factors(bundle), bundle.geometry.pixels_per_latent
 
-    def save(before: Rows, step: DenoiseStep, paths: Sequence[Path]) -> list[Path]:
+    def save(step: DenoiseStep, paths: Sequence[Path]) -> list[Path]:
         done = step.plan.index + 1
         if done % every:
             return []
-        height, width = before.shape[2] * pixels, before.shape[3] * pixels
+        height, width = (side * pixels for side in step.latents.shape[-2:])
         written = []
-        for picture, path in zip(preview(clean_latents(before, step), factors), paths, strict=True):
+        for picture, path in zip(preview(step.clean, factors), paths, strict=True):
             target = path.parent / PREVIEWS / f"{path.stem}.step-{done:03d}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.partial")

@@ -9,6 +9,7 @@ from emag_export.errors import InputError
 from emag_export.runtime.checks import require_finite, require_range
 from emag_export.runtime.guidance.rules import Guidance, GuidanceRule
 from emag_export.runtime.sampling.schedule import Schedule
+from emag_export.runtime.sampling.select import Choice, Choose, by_delta
 
 __all__ = ["Cost", "EmagWindows", "Phase", "Plan", "PlannedStep", "cost_of", "make_plan", "window_index"]
 
@@ -76,14 +77,25 @@ class PlannedStep:
 
     index: int
     phase: Phase
+    timestep: float
+    sigma: float
+    """Noise level before the step, for people."""
     ema_step: float
     """a in E + a (X - E): 1 starts the average, 1 - beta continues it, 0 holds it."""
-    sigma: float
-    sigma_step: float
-    """sigma of the next step minus this one's; negative."""
-    timestep: float
     starts_average: bool
     """The first accumulation: there is no older average to differ from, so Delta is 0."""
+    strength: float
+    """lambda of the blocks that are perturbed; 0 outside the perturb window."""
+    choice: Choice
+    """Which blocks those are, where it is known before the run."""
+    a: float
+    """x' = a x + b prediction."""
+    b: float
+    p: float
+    """x0 = p x + q prediction."""
+    q: float
+    log_variance: tuple[float, float] | None
+    """Bounds of the log of the variance of the noise that is added; None where none is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,18 +151,24 @@ def cost_of(contract: DenoiserContract, phases: Sequence[Phase], rule: GuidanceR
 
 
 def make_plan(
-    contract: DenoiserContract, schedule: Schedule, guidance: Guidance, windows: EmagWindows | None = None
+    contract: DenoiserContract,
+    schedule: Schedule,
+    guidance: Guidance,
+    windows: EmagWindows | None = None,
+    choose: Choose = by_delta,
 ) -> Plan:
     """Lay out every step of a run.
 
     Args:
         contract: Of the graph that will run.
-        schedule: Noise levels.
+        schedule: Coefficients of the sampler.
         guidance: Without a perturbed prediction every step is plain.
         windows: When to average and perturb.
+        choose: Which blocks are perturbed.
     """
     windows = windows or EmagWindows()
     phases = windows.phases(schedule.steps) if guidance.rule.perturbed else (Phase.PLAIN,) * schedule.steps
+    variance = schedule.log_variance or (None,) * schedule.steps
     steps, started = [], False
     for index, phase in enumerate(phases):
         tracking = phase != Phase.PLAIN
@@ -158,11 +176,17 @@ def make_plan(
             PlannedStep(
                 index=index,
                 phase=phase,
-                ema_step=0.0 if not tracking else 1 - windows.beta if started else 1.0,
-                sigma=schedule.sigmas[index],
-                sigma_step=schedule.sigma_steps[index],
                 timestep=schedule.timesteps[index],
+                sigma=schedule.sigmas[index],
+                ema_step=0.0 if not tracking else 1 - windows.beta if started else 1.0,
                 starts_average=tracking and not started,
+                strength=windows.strength if phase == Phase.GUIDE else 0.0,
+                choice=choose(index),
+                a=schedule.a[index],
+                b=schedule.b[index],
+                p=schedule.p[index],
+                q=schedule.q[index],
+                log_variance=variance[index],
             )
         )
         started = started or tracking

@@ -8,14 +8,22 @@ from torch import Tensor
 
 from emag_export.errors import InputError
 
-__all__ = ["Select", "always", "lagged_argmax", "scheduled"]
+__all__ = ["Choice", "Choose", "always", "block_mask", "by_delta", "lagged_argmax", "scheduled"]
 
-Select = Callable[[int, Float[Tensor, "images layers"]], Float[Tensor, "images layers"]]
-"""(step index, Delta of the previous step) to a mask: 1 where the block is perturbed, else 0."""
+Choice = tuple[float, ...] | None
+"""What is known before the run: 1 for every candidate block to perturb, else 0. None: chosen by Delta."""
+
+Choose = Callable[[int], Choice]
+"""Step index to the choice of that step."""
 
 
-def lagged_argmax(index: int, delta: Float[Tensor, "images layers"]) -> Float[Tensor, "images layers"]:
-    """The block whose live quantity was furthest from its average in the previous step.
+def by_delta(index: int) -> Choice:
+    """Leave every step to :func:`lagged_argmax`."""
+    return None
+
+
+def lagged_argmax(delta: Float[Tensor, "images layers"]) -> Float[Tensor, "images layers"]:
+    """A mask of the block whose live quantity was furthest from its average in the previous step.
 
     Source:
         arXiv:2512.17303, eq. 13; per image, where the released code averages over the batch.
@@ -23,8 +31,22 @@ def lagged_argmax(index: int, delta: Float[Tensor, "images layers"]) -> Float[Te
     return torch.zeros_like(delta).scatter_(1, delta.argmax(dim=1, keepdim=True), 1.0)
 
 
-def always(blocks: Sequence[int], candidates: Sequence[int]) -> Select:
-    """The same blocks in every step, for every image.
+def block_mask(
+    choice: Choice, delta: Float[Tensor, "images layers"], strength: float
+) -> Float[Tensor, "images layers"]:
+    """Lambda of every candidate block, for images that share a choice.
+
+    Args:
+        choice: Of this step.
+        delta: Of the previous step.
+        strength: lambda of the blocks that are perturbed.
+    """
+    mask = lagged_argmax(delta) if choice is None else torch.tensor(choice).to(delta).expand_as(delta)
+    return mask * strength
+
+
+def always(blocks: Sequence[int], candidates: Sequence[int]) -> Choose:
+    """The same blocks in every step.
 
     Args:
         blocks: Model block numbers to perturb.
@@ -35,28 +57,19 @@ def always(blocks: Sequence[int], candidates: Sequence[int]) -> Select:
     """
     if unknown := [block for block in blocks if block not in candidates]:
         raise InputError(
-            f"block {unknown[0]} is no candidate of this bundle, "
-            f"which has {', '.join(map(str, candidates))}; choose among them, or build with --emag-layers"
+            f"block {unknown[0]} is no candidate of this bundle, which has "
+            f"{', '.join(map(str, candidates))}; "
+            "choose among them with `emag_blocks`, or build with `emag_candidates`"
         )
     row = tuple(float(candidate in blocks) for candidate in candidates)
-    return lambda index, delta: _every_image(row, delta)
+    return lambda index: row
 
 
-def scheduled(masks: Float[Tensor, "steps layers"]) -> Select:
-    """A recorded choice, replayed for every image."""
-    rows: list[list[float]] = masks.tolist()
-    return lambda index, delta: _every_image(rows[index], delta)
+def scheduled(masks: Sequence[Sequence[float]]) -> Choose:
+    """A recorded choice, replayed.
 
-
-def _every_image(
-    row: Sequence[float], delta: Float[Tensor, "images layers"]
-) -> Float[Tensor, "images layers"]:
-    """The same row for every image, written where ``delta`` lies.
-
-    A fill takes its number along with the kernel; a mask on the host would have to be copied in every step.
+    Args:
+        masks: Per step, per candidate block.
     """
-    mask = torch.zeros_like(delta)
-    for layer, value in enumerate(row):
-        if value:
-            mask[:, layer].fill_(value)
-    return mask
+    rows = [tuple(map(float, row)) for row in masks]
+    return lambda index: rows[index]

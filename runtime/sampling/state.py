@@ -1,9 +1,7 @@
-"""The moving averages between two steps: two buffers that take turns, so that no step copies them."""
+"""What changes from step to step: tensors with an axis of images, none of them ever absent."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Self
 
 import torch
@@ -12,129 +10,126 @@ from torch import Tensor
 
 from emag_export.contract import DenoiserContract
 from emag_export.engines.protocol import TORCH_DTYPES
+from emag_export.errors import ContractError
+from emag_export.runtime.sampling.rows import pick
 from emag_export.shapes import evaluate
+from emag_export.sizes import run_sizes
 
-__all__ = ["EmaState", "StatePool"]
+__all__ = ["Buffers", "RunState", "state_shape"]
+
+Buffers = tuple[Tensor, Tensor]
+"""Two buffers of averages that take turns, so that no step copies them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmaState:
-    """State of one batch of images.
+class RunState:
+    """State of some images between two steps.
 
-    A step reads ``average``, writes ``spare``, and :meth:`advanced` swaps them. So the state before a step
-    is gone after the next one, and what a lent state held is gone once somebody else borrows its buffers.
+    A step reads ``average`` and writes ``spare``; in the state that follows the two have changed places. So
+    the averages of a state are gone after the next step but one: what is needed for longer must be cloned.
     """
 
+    latents: Float[Tensor, "images channels *sides"]
+    """x, float32."""
     average: Float[Tensor, "images layers *state"]
+    """E of every candidate block, in the precision of ``contract.state_dtype``."""
     spare: Float[Tensor, "images layers *state"]
+    """Where the next step writes E."""
     delta: Float[Tensor, "images layers"]
     """Delta of the previous step: how far the live quantity was from its average."""
+    momentum: Float[Tensor, "images channels *sides"]
+    """M of APG; zeros for any other guidance."""
 
     @classmethod
-    def zeros(
+    def start(
         cls,
         contract: DenoiserContract,
+        latents: Float[Tensor, "images channels *sides"],
+        conditioning: Mapping[str, Tensor],
         *,
-        images: int,
-        grid: tuple[int, int],
-        text: int,
-        device: torch.device,
+        buffers: Buffers | None = None,
     ) -> Self:
-        """The state before the first accumulation.
+        """The state before the first step.
 
         Args:
             contract: Of the graph that will use it.
-            images: Images in the batch.
-            grid: Image tokens along height and width.
-            text: Text tokens per row.
-            device: Where the engine runs.
+            latents: Initial noise, on the engine's device.
+            conditioning: With the prompt; only its shapes are looked at.
+            buffers: For the averages, both of :func:`state_shape`; the first must be zeros. None makes new
+            ones.
+
+        Raises:
+            ContractError: If the tensors do not fit the contract.
         """
-        sizes = {"h": grid[0], "w": grid[1], "text": text}
-        shape = (images, len(contract.blocks), *evaluate(contract.state_dims, sizes))
-        dtype = TORCH_DTYPES[contract.state_dtype]
+        if buffers is None:
+            shape = state_shape(contract, latents, conditioning)
+            dtype = TORCH_DTYPES[contract.state_dtype]
+            buffers = (
+                torch.zeros(shape, dtype=dtype, device=latents.device),
+                torch.zeros(shape, dtype=dtype, device=latents.device),
+            )
+        latents = latents.float()
         return cls(
-            average=torch.zeros(shape, dtype=dtype, device=device),
-            spare=torch.zeros(shape, dtype=dtype, device=device),
-            delta=torch.zeros(shape[:2], device=device),
+            latents=latents,
+            average=buffers[0],
+            spare=buffers[1],
+            delta=torch.zeros(latents.shape[0], len(contract.blocks), device=latents.device),
+            momentum=torch.zeros_like(latents),
+        )
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.latents.shape[0]
+
+    def select(self, images: Sequence[int]) -> Self:
+        """A copy of the state of some images, in this order."""
+        average = pick(self.average, images)
+        return type(self)(
+            latents=pick(self.latents, images),
+            average=average,
+            spare=torch.empty_like(average),
+            delta=pick(self.delta, images),
+            momentum=pick(self.momentum, images),
         )
 
     @classmethod
-    def zeros_for(
-        cls,
-        contract: DenoiserContract,
-        latents: Float[Tensor, "images channels height width"],
-        embeds: Float[Tensor, "images text text_dim"],
-    ) -> Self:
-        """The state before the first accumulation of these images, on the device of their latents."""
-        patch = contract.patch_size
-        return cls.zeros(
-            contract,
-            images=latents.shape[0],
-            grid=(latents.shape[2] // patch, latents.shape[3] // patch),
-            text=embeds.shape[1],
-            device=latents.device,
+    def cat(cls, states: Sequence["RunState"]) -> Self:
+        """A copy of the states of several groups of images behind each other.
+
+        Raises:
+            ContractError: If the sizes of their tensors differ; group images by size and text length.
+        """
+        sizes = {(state.latents.shape[1:], state.average.shape[1:]) for state in states}
+        if len(sizes) > 1:
+            raise ContractError(
+                "these images differ in size or text length; one call takes images of one size: group them"
+            )
+        average = torch.cat([state.average for state in states])
+        return cls(
+            latents=torch.cat([state.latents for state in states]),
+            average=average,
+            spare=torch.empty_like(average),
+            delta=torch.cat([state.delta for state in states]),
+            momentum=torch.cat([state.momentum for state in states]),
         )
 
-    def advanced(self, delta: Float[Tensor, "images layers"]) -> Self:
-        """The state after a step that wrote ``spare`` and measured ``delta``."""
-        return type(self)(average=self.spare, spare=self.average, delta=delta)
 
-
-class StatePool:
-    """Lends states, so that runs of the same sizes find their averages at the same addresses.
-
-    A CUDA graph is replayed at the addresses it was captured with: with new buffers in every run nothing
-    could ever be replayed. Borrowers of one pair must use one stream, one after the other.
+def state_shape(
+    contract: DenoiserContract,
+    latents: Float[Tensor, "images channels *sides"],
+    conditioning: Mapping[str, Tensor],
+) -> tuple[int, ...]:
+    """Shape of the averages of these images.
 
     Args:
-        idle: Pairs kept while nobody uses them; beyond that the one unused for longest is freed. A pair of
-            ``emag`` maps takes gigabytes.
+        contract: Of the graph that will use them.
+        latents: x per image.
+        conditioning: Of the images.
+
+    Raises:
+        ContractError: If the tensors do not fit the contract.
     """
-
-    def __init__(self, idle: int = 2) -> None:
-        self._limit = idle
-        self._idle: list[EmaState] = []
-        self._lock = Lock()
-
-    @contextmanager
-    def lend(
-        self,
-        contract: DenoiserContract,
-        latents: Float[Tensor, "images channels height width"],
-        embeds: Float[Tensor, "images text text_dim"],
-    ) -> Iterator[EmaState]:
-        """A state for these images, all zeros, that nobody else has until the ``with`` is left.
-
-        A generator may hold it across its ``yield``: it comes back when the generator ends or is closed.
-
-        Args:
-            contract: Of the graph that will use it.
-            latents: x per image; sizes and device.
-            embeds: Of their prompts; text tokens.
-        """
-        # Outside inference mode: a tensor born in it could not be zeroed by a borrower who is not.
-        with torch.inference_mode(False):
-            state = self._take(contract, latents, embeds)
-        # The first accumulation is E + 1 (X - E): what the last run left would cost rounding, or be NaN.
-        state.average.zero_()
-        state.delta.zero_()
-        try:
-            yield state
-        finally:
-            with self._lock:
-                self._idle = [*self._idle, state][-self._limit :] if self._limit else []
-
-    def clear(self) -> None:
-        """Free what is not lent."""
-        with self._lock:
-            self._idle = []
-
-    def _take(self, contract: DenoiserContract, latents: Tensor, embeds: Tensor) -> EmaState:
-        meta = torch.device("meta")
-        wanted = EmaState.zeros_for(contract, latents.to(meta), embeds.to(meta)).average
-        with self._lock:
-            for index in reversed(range(len(self._idle))):
-                kept = self._idle[index].average
-                if (kept.shape, kept.dtype, kept.device) == (wanted.shape, wanted.dtype, latents.device):
-                    return self._idle.pop(index)
-        return EmaState.zeros_for(contract, latents, embeds)
+    shapes = {name: tuple(tensor.shape) for name, tensor in conditioning.items()}
+    sizes = run_sizes(contract, {"latents": tuple(latents.shape), **shapes})
+    return (latents.shape[0], len(contract.blocks), *evaluate(contract.state_dims, sizes))

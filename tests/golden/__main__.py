@@ -10,10 +10,10 @@ from diffusers import SD3Transformer2DModel
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.protocol import Engine
-from emag_export.exporter.describe.identify import contract_of
 from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.fork import fork
 from emag_export.exporter.graph.onnx_export import export_graph
+from emag_export.families import FAMILIES
 from tests.golden.case import GoldenCase, replay
 
 
@@ -28,15 +28,17 @@ def main(case_file: Path, model_dir: Path, backend: str, select: bool) -> None:
     """Print the largest absolute difference of the latents over all steps; exit 1 above the tolerance."""
     case = GoldenCase.load(case_file)
     model = SD3Transformer2DModel.from_pretrained(model_dir).eval()
-    contract = contract_of(model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm)
-    fork = ForkedSD3(model, contract).eval()
+    contract = FAMILIES["sd3"].contract(
+        model.config, variant=case.variant, blocks=case.blocks, renorm=case.renorm
+    )
+    forked = fork(model, contract)
     with tempfile.TemporaryDirectory() as folder:
         engine: Engine
         if backend == "torch":
-            engine = EagerEngine(fork, contract.graph)
+            engine = EagerEngine(forked, contract.graph)
         else:
             path = Path(folder) / "model.onnx"
-            export_graph(fork, contract.graph, random_inputs(contract.graph, DENOISER_EXAMPLE_SIZES), path)
+            export_graph(forked, contract.graph, random_inputs(contract.graph, DENOISER_EXAMPLE_SIZES), path)
             engine = OnnxRuntimeEngine(path, contract.graph)
         with engine:
             result = replay(case, engine, contract, select=select)

@@ -1,7 +1,7 @@
 """One recorded trajectory of the released algorithm, and its replay on an engine of ours."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from emag_export.contract import DenoiserContract, Renorm, Variant
 from emag_export.engines.protocol import Engine
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.cads import CadsConfig, cads, cads_gamma
-from emag_export.runtime.guidance.rules import Guidance, combine
-from emag_export.runtime.loop import Anneal, Conditioning, ImageStep, call_engine
+from emag_export.runtime.guidance.rules import Guidance
+from emag_export.runtime.loop import Anneal, denoise
+from emag_export.runtime.sampling.conditioning import Conditioning
 from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
 from emag_export.runtime.sampling.schedule import Schedule
-from emag_export.runtime.sampling.select import Select, always, lagged_argmax, scheduled
-from emag_export.runtime.sampling.state import EmaState
+from emag_export.runtime.sampling.select import Choose, always, by_delta, scheduled
+from emag_export.runtime.sampling.state import RunState
 
 _GUIDANCE = {"No": "emag", "Only_EMAG": "emag-only", "APG": "emag+apg", "CADS": "emag+cads"}
 _VARIANT = {
@@ -62,7 +63,16 @@ class GoldenCase:
     def blocks(self) -> tuple[int, ...]:
         return tuple(self.meta["layers"])
 
-    def plan(self, contract: DenoiserContract) -> Plan:
+    def plan(self, contract: DenoiserContract, *, select: bool = False) -> Plan:
+        """The recorded run as a plan of ours.
+
+        The released APG takes i/(n-1) for the coefficient of x0 = x + k v where ours takes minus sigma: here
+        its own stands in the schedule.
+
+        Args:
+            contract: Of the graph that runs it.
+            select: Choose the blocks by our own rule instead of replaying the recorded choice.
+        """
         meta = self.meta
         apg = meta["apg"] or {}
         guidance = Guidance(
@@ -71,37 +81,44 @@ class GoldenCase:
             emag_scale=meta["emag_scale"],
             apg=ApgConfig(**apg),
         )
-        schedule = Schedule(
-            sigmas=tuple(self.arrays["sigmas"].tolist()), timesteps=tuple(self.arrays["timesteps"].tolist())
+        schedule = Schedule.flow(
+            tuple(self.arrays["sigmas"].tolist()), tuple(self.arrays["timesteps"].tolist())
         )
+        last = max(schedule.steps - 1, 1)
+        schedule = replace(schedule, q=tuple(index / last for index in range(schedule.steps)))
         windows = EmagWindows(beta=meta["beta"], start=meta["start"], delta=meta["delta"], stop=meta["stop"])
-        plan = make_plan(contract, schedule, guidance, windows)
+        plan = make_plan(contract, schedule, guidance, windows, self._choose(select=select))
         phases = self.arrays["accumulate"].int() + self.arrays["apply"].int()
         recorded = tuple((Phase.PLAIN, Phase.TRACK, Phase.GUIDE)[int(phase)] for phase in phases)
         assert tuple(step.phase for step in plan.steps) == recorded, "windows differ from the recording"
         return plan
 
     def conditioning(self) -> Conditioning:
-        uncond = self.meta["combo"] != "Only_EMAG"
         return Conditioning(
-            embeds=self.arrays["prompt_embeds"],
-            pooled=self.arrays["pooled"],
-            negative_embeds=self.arrays["negative_embeds"] if uncond else None,
-            negative_pooled=self.arrays["negative_pooled"] if uncond else None,
+            given={
+                "encoder_hidden_states": self.arrays["prompt_embeds"],
+                "pooled_projections": self.arrays["pooled"],
+            },
+            negative=None
+            if self.meta["combo"] == "Only_EMAG"
+            else {
+                "encoder_hidden_states": self.arrays["negative_embeds"],
+                "pooled_projections": self.arrays["negative_pooled"],
+            },
         )
 
     def anneal(self) -> Anneal | None:
         """The released CADS: the stacked [negative; prompt] batch is annealed as one tensor."""
         if self.meta["cads"] is None:
             return None
-        settings = self.meta["cads"]
+        settings, name = self.meta["cads"], "encoder_hidden_states"
         config = CadsConfig(
             tau1=settings["tau1"], tau2=settings["tau2"], noise_scale=settings["s"], mixing=settings["psi"]
         )
 
         def anneal(index: int, conditioning: Conditioning) -> Conditioning:
-            assert conditioning.negative_embeds is not None
-            stacked = torch.cat([conditioning.negative_embeds, conditioning.embeds])
+            assert conditioning.negative is not None
+            stacked = torch.cat([conditioning.negative[name], conditioning.given[name]])
             noise = self.arrays["cads_noise"][index]
             mixed = cads(
                 stacked.reshape(1, -1, stacked.shape[-1]),
@@ -111,18 +128,16 @@ class GoldenCase:
             ).reshape(stacked.shape)
             negative, prompt = mixed.chunk(2)
             return Conditioning(
-                embeds=prompt,
-                pooled=conditioning.pooled,
-                negative_embeds=negative,
-                negative_pooled=conditioning.negative_pooled,
+                given={**conditioning.given, name: prompt},
+                negative={**conditioning.negative, name: negative},
             )
 
         return anneal
 
-    def select(self, *, replay: bool) -> Select:
-        if replay:
-            return scheduled(self.arrays["selected"].float())
-        return lagged_argmax if self.meta["adaptive"] == 2 else always(self.blocks, self.blocks)
+    def _choose(self, *, select: bool) -> Choose:
+        if not select:
+            return scheduled(self.arrays["selected"].float().tolist())
+        return by_delta if self.meta["adaptive"] == 2 else always(self.blocks, self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,42 +153,16 @@ class Replay:
 def replay(case: GoldenCase, engine: Engine, contract: DenoiserContract, *, select: bool = False) -> Replay:
     """Run a case through an engine.
 
-    The loop is written out, because the released APG uses i/(n-1) as its coefficient where
-    :func:`emag_export.runtime.loop.denoise` uses minus sigma.
-
     Args:
         case: The recording.
         engine: Of the forked graph.
         contract: Of that graph.
         select: Choose the blocks by our own lagged argmax instead of replaying the recorded choice.
     """
-    plan, conditioning, anneal = case.plan(contract), case.conditioning(), case.anneal()
-    choose = case.select(replay=not select)
-    latents, momentum = case.arrays["latents0"], None
-    patch = contract.patch_size
-    state = EmaState.zeros(
-        contract,
-        images=latents.shape[0],
-        grid=(latents.shape[2] // patch, latents.shape[3] // patch),
-        text=conditioning.embeds.shape[1],
-        device=torch.device("cpu"),
-    )
-    worst, masks, last = 0.0, [], len(plan.steps) - 1
-    for step in plan.steps:
-        mask = choose(step.index, state.delta) if step.phase == Phase.GUIDE else torch.zeros_like(state.delta)
-        predictions, state = call_engine(
-            engine,
-            [ImageStep.of(step)] * latents.shape[0],
-            latents,
-            conditioning if anneal is None else anneal(step.index, conditioning),
-            state,
-            mask=mask,
-            uncond=plan.guidance.rule.uncond,
-        )
-        if step.starts_average:
-            state = EmaState(average=state.average, spare=state.spare, delta=torch.zeros_like(state.delta))
-        velocity, momentum = combine(plan.guidance, predictions, latents, momentum, step.index / max(last, 1))
-        latents = latents + step.sigma_step * velocity
-        worst = max(worst, float((latents - case.arrays["latents"][step.index]).abs().max()))
-        masks.append(mask)
+    given, noise = case.conditioning(), case.arrays["latents0"]
+    run = RunState.start(contract, noise, given.given)
+    worst, masks = 0.0, []
+    for step in denoise(engine, case.plan(contract, select=select), run, given, anneal=case.anneal()):
+        worst = max(worst, float((step.latents - case.arrays["latents"][step.plan.index]).abs().max()))
+        masks.append(step.mask)
     return Replay(error=worst, selected=torch.stack(masks))

@@ -6,16 +6,17 @@ from pathlib import Path
 
 from torch import nn
 
-from emag_export.bundle import COMPONENTS, DENOISER, GRAPH_FILE
+from emag_export.bundle import DENOISER, GRAPH_FILE
 from emag_export.contract import DenoiserContract, GraphSpec
-from emag_export.exporter.components import AUXILIARY, load_transformer, load_weights
-from emag_export.exporter.describe.identify import BuildPlan, BuildProgress
+from emag_export.exporter.describe.identify import BuildPlan
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.exporter.graph.fork import ForkedSD3
+from emag_export.exporter.graph.fork import fork
 from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.exporter.graph.passes import write_engine_graphs
 from emag_export.exporter.graph.verify import verify_graph
 from emag_export.exporter.resources import VERIFIED_BYTES
+from emag_export.exporter.source.load import load_transformer, wrapped
+from emag_export.progress import Event, Progress
 from emag_export.shapes import Sizes
 
 __all__ = ["component_spec", "export_component"]
@@ -25,46 +26,48 @@ def component_spec(plan: BuildPlan, name: str) -> GraphSpec:
     """Inputs and outputs of one component of the bundle."""
     if name == DENOISER:
         return plan.contract.graph
-    auxiliary = AUXILIARY[name]
-    return auxiliary.spec(name, plan.source.config(auxiliary.source), plan.contract.precision)
+    component = plan.source.family.component(name)
+    return component.spec(name, plan.source.config(component.folder), plan.contract.precision)
 
 
-def export_component(plan: BuildPlan, name: str, folder: Path, on_progress: BuildProgress) -> None:
+def export_component(plan: BuildPlan, name: str, folder: Path, progress: Progress) -> None:
     """Write ``model.onnx``, its external data, engines' own graphs and ``config.json`` of one component.
 
     Args:
         plan: What is built.
         name: Folder of the component in the bundle.
         folder: Existing folder to write to.
-        on_progress: Told when a phase begins, and how much was written.
+        progress: Told when a phase begins, and how much was written.
 
     Raises:
         ModelError: If its weights cannot be loaded.
         ExportError: If tracing or checking fails.
     """
-    graph = folder / GRAPH_FILE
-    _write_graphs(plan, name, graph, on_progress)
+    _write_graphs(plan, name, folder / GRAPH_FILE, progress)
     gc.collect()  # the tracer leaves cycles that hold the weights
+    source = plan.source
     # Without the folder that the model was once loaded from.
     config = {
-        key: value for key, value in plan.source.config(COMPONENTS[name]).items() if key != "_name_or_path"
+        key: value
+        for key, value in source.config(source.family.folders[name]).items()
+        if key != "_name_or_path"
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     written = sum(path.stat().st_size for path in folder.iterdir())
-    on_progress(name, f"{written / 1e6:.1f} MB written")
+    progress(Event(component=name, phase="written", bytes=written))
 
 
-def _write_graphs(plan: BuildPlan, name: str, graph: Path, on_progress: BuildProgress) -> None:
+def _write_graphs(plan: BuildPlan, name: str, graph: Path, progress: Progress) -> None:
     """Load, trace and check; all weights are let go at the end."""
     precision = plan.contract.precision
-    on_progress(name, "load")
+    progress(Event(component=name, phase="load"))
     module, sizes = _load(plan, name)
     spec = component_spec(plan, name)
-    on_progress(name, "trace")
+    progress(Event(component=name, phase="trace"))
     export_graph(module, spec, random_inputs(spec, sizes[0]), graph, precision=precision)
     graphs = [graph, *write_engine_graphs(graph)]
     if _bytes(module) <= VERIFIED_BYTES:
-        on_progress(name, "verify")
+        progress(Event(component=name, phase="verify"))
         for checked in graphs:
             verify_graph(module, spec, checked, sizes[1:], precision)
 
@@ -74,19 +77,15 @@ def _load(plan: BuildPlan, name: str) -> tuple[nn.Module, tuple[Sizes, ...]]:
     contract = plan.contract
     if name == DENOISER:
         model = load_transformer(plan.source, contract.precision, plan.loras)
-        return ForkedSD3(model, contract).eval(), _denoiser_sizes(contract)
-    auxiliary = AUXILIARY[name]
-    model = load_weights(
-        plan.source, auxiliary.source, auxiliary.library, auxiliary.model_class, contract.precision
-    )
-    return auxiliary.wrap(model).eval(), (auxiliary.example, *auxiliary.check)
+        return fork(model, contract), _denoiser_sizes(contract)
+    component = plan.source.family.component(name)
+    return wrapped(plan.source, component, contract.precision), (component.example, *component.check)
 
 
 def _denoiser_sizes(contract: DenoiserContract) -> tuple[Sizes, ...]:
-    """Grids never exceed what the positional embedding covers."""
-    limit = contract.max_grid
+    """Sizes never exceed what the model can take, and name only what its graph has."""
     return tuple(
-        {name: min(size, limit) if name in "hw" else size for name, size in sizes.items()}
+        {name: min(sizes[name], contract.limits.get(name, sizes[name])) for name in contract.graph.symbols}
         for sizes in (DENOISER_EXAMPLE_SIZES, *DENOISER_CHECK_SIZES)
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from emag_export.contract import GraphSpec
 from emag_export.errors import ExportError
-from emag_export.exporter.describe.identify import OPSETS
+from emag_export.exporter.describe.recipes import OPSETS
 from emag_export.shapes import Dim
 
 __all__ = ["export_graph"]

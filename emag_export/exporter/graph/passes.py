@@ -97,7 +97,9 @@ ENGINE_RULES: Mapping[str, RewriteRuleSet] = MappingProxyType(
 """Backend to what is rewritten for it.
 
 Measured on a CPU, in steps of a denoiser: fused attention saves 7 % at 256 image tokens and 10 % at 1024.
-Making one ``Gemm`` of every product and its bias saved 1.5 %, which is not worth a rule.
+Making one ``Gemm`` of every product and its bias saved 1.5 %, which is not worth a rule. RMS norms as one
+operator make no difference on a CPU (1.00 and 1.01 times the step without the rule, 256 and 1024 image
+tokens, 24 blocks); the rule is for GPUs, where it takes one launch in place of eight.
 """
 
 

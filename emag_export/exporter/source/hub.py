@@ -4,7 +4,8 @@ import errno
 from pathlib import Path
 
 from emag_export.errors import ModelError
-from emag_export.exporter.source.weight_files import needed_files
+from emag_export.families import FAMILIES
+from emag_export.families.weight_files import needed_files
 
 __all__ = ["download"]
 
@@ -50,7 +51,7 @@ def download(hub_id: str, revision: str | None) -> Path:
             )
         if "model_index.json" not in names:
             raise ModelError(f"{page} has no model_index.json, so it is no diffusers pipeline")
-        wanted = ["model_index.json", *needed_files(names, hub_id)]
+        wanted = ["model_index.json", *needed_files(names, hub_id, FAMILIES.values())]
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except GatedRepoError as error:
         raise ModelError(
@@ -71,7 +72,7 @@ def download(hub_id: str, revision: str | None) -> Path:
             ) from error
         raise ModelError(
             f"{hub_id} is not in the local cache and the hub cannot be reached: "
-            "check the network and HF_HUB_OFFLINE, or give --model a folder that diffusers saved"
+            "check the network and HF_HUB_OFFLINE, or give a folder that diffusers saved as `model`"
         ) from error
 
 

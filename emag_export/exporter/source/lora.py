@@ -12,15 +12,15 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emag_export.errors import InputError, ModelError
 from emag_export.hashing import hash_file
 from emag_export.manifest import LoraRecord
+from emag_export.options import Lora
 
-__all__ = ["Lora", "lora_records", "merge_loras", "parse_lora", "recorded_loras"]
+__all__ = ["lora_records", "merge_loras", "recorded_loras"]
 
 _PREFIX = "transformer."
 _KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|alpha)")
@@ -28,42 +28,15 @@ _METADATA = "lora_adapter_metadata"
 """Where diffusers puts PEFT's configuration in the header of a file, as JSON with prefixed names."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """A file and how much of it is wanted."""
-
-    path: Path
-    scale: float = 1.0
-    """Dimensionless; 1 is what was trained, negative values subtract."""
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise InputError(f"the LoRA {self.path} has the scale {self.scale}; give a finite number")
-        if not self.path.is_file():
-            raise InputError(
-                f"there is no LoRA file {self.path}; give PATH or PATH:SCALE of a .safetensors file"
-            )
-
-
-def parse_lora(text: str) -> Lora:
-    """``PATH`` or ``PATH:SCALE``, as the command line takes it.
+def lora_records(loras: Sequence[Lora]) -> tuple[LoraRecord, ...]:
+    """Name as the user gave it, SHA-256 and scale of each: for the key and the provenance of a bundle.
 
     Raises:
-        InputError: If the scale is no finite number, or there is no such file.
+        InputError: If there is no such file.
     """
-    path, scale = text, 1.0
-    before, colon, after = text.rpartition(":")
-    if colon and not Path(text).exists():
-        path = before
-        try:
-            scale = float(after)
-        except ValueError as error:
-            raise InputError(f"the LoRA {text!r} has the scale {after!r}; give PATH or PATH:SCALE") from error
-    return Lora(path=Path(path), scale=scale)
-
-
-def lora_records(loras: Sequence[Lora]) -> tuple[LoraRecord, ...]:
-    """Name as the user gave it, SHA-256 and scale of each: for the key and the provenance of a bundle."""
+    for lora in loras:
+        if not lora.path.is_file():
+            raise InputError(f"there is no LoRA file {lora.path}; give a .safetensors file")
     return tuple(
         LoraRecord(name=str(lora.path), sha256=hash_file(lora.path), scale=lora.scale) for lora in loras
     )
@@ -93,7 +66,7 @@ def merge_loras(transformer: Any, loras: Sequence[Lora]) -> None:
     """Add LoRAs to the weights of a transformer. Sums are in float32 and rounded once, whatever their number.
 
     Args:
-        transformer: diffusers' ``SD3Transformer2DModel``. Its linear layers get new weights.
+        transformer: A diffusers transformer. Its linear layers get new weights.
         loras: Any number; they add up, so their order does not matter.
 
     Raises:
@@ -136,7 +109,7 @@ def _read(path: Path, layers: Mapping[str, Any]) -> _Parts:
             raise ModelError(
                 f"{path} has {key}, which is no part of a diffusers LoRA; wanted are "
                 f"{_PREFIX}<layer>.lora_A.weight and .lora_B.weight. Load the file with diffusers and "
-                "write it with StableDiffusion3Pipeline.save_lora_weights"
+                "write it with the save_lora_weights of its pipeline"
             )
         found.setdefault(match["layer"].removeprefix(_PREFIX), {})[match["part"]] = tensor
     if not found:

@@ -1,8 +1,8 @@
-"""Configurations of the published models, as facts: what ``--weights random`` builds without a download.
+"""Configurations of the published SD3 models, as facts: what random weights are made for, without a download.
 
 Source:
-    The ``config.json`` files of the repositories named in :mod:`emag_export.models`, reduced to what
-    decides a graph. Widths and depths are also in the papers: arXiv:2403.03206 (SD3), arXiv:2103.00020
+    The ``config.json`` files of the repositories named in :mod:`emag_export.families.sd3.models`, reduced to
+    what decides a graph. Widths and depths are also in the papers: arXiv:2403.03206 (SD3), arXiv:2103.00020
     (CLIP), arXiv:1910.10683 (T5).
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["CLASSES", "PARAMETERS", "PIPELINES", "TOKEN_LIMITS"]
+__all__ = ["CLASSES", "CONFIGS", "PARAMETERS", "TOKEN_LIMITS"]
 
 Config = Mapping[str, Any]
 
@@ -142,7 +142,7 @@ def _pipeline(transformer: Config) -> Mapping[str, Config]:
     )
 
 
-PIPELINES: Mapping[str, Mapping[str, Config]] = MappingProxyType(
+CONFIGS: Mapping[str, Mapping[str, Config]] = MappingProxyType(
     {name: _pipeline(transformer) for name, transformer in _TRANSFORMERS.items()}
 )
 """Known name to the configuration of every component."""

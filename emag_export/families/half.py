@@ -5,55 +5,22 @@ are larger than float16 can hold, and one infinity makes every later number usel
 float32 and needs none of this.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm
 
-__all__ = ["PRECISION_NOTES", "keep_attention_in_float32", "keep_norms_in_float32", "weights_precision"]
-
-_CLIP_NOTE = "attention scores, softmax and layer norms: sums over many terms lose digits in float16"
-
-PRECISION_NOTES: Mapping[str, str] = MappingProxyType(
-    {
-        "transformer": "sums of layer norms, timesteps, and the moving averages where the contract says so",
-        "text_encoder": _CLIP_NOTE,
-        "text_encoder_2": _CLIP_NOTE,
-        "text_encoder_3": "the feed-forward's second projection (wo), the residual stream from the first one "
-        "on, norms, attention scores and softmax: activations of T5 exceed 65504",
-        "vae_decoder": "all but input and output where the configuration says force_upcast, otherwise group "
-        "norms: activations of some checkpoints exceed 65504",
-    }
-)
-"""Component to what a float16 bundle computes in float32, and why; for ``bundle.json``."""
+__all__ = ["keep_attention_in_float32", "keep_norms_in_float32"]
 
 _ATTENTION = "emag_float32"
-
-
-def weights_precision(config: Mapping[str, Any], model_class: str, precision: str) -> str:
-    """The precision to load a component's weights in.
-
-    An autoencoder that says ``force_upcast`` stays in float32 in a float16 bundle; its graph still takes and
-    gives float16. diffusers' SDXL pipelines do the same, its SD3 pipeline ignores the flag.
-
-    Args:
-        config: Of the component.
-        model_class: Of the component.
-        precision: Of the bundle.
-    """
-    # AutoencoderKL's own default for the flag is True.
-    upcast = model_class == "AutoencoderKL" and config.get("force_upcast", True)
-    return "float32" if upcast and precision == "float16" else precision
 
 
 def keep_attention_in_float32(model: Any) -> Any:
     """Let a float16 model of transformers compute scores and softmax in float32; other models are unchanged.
 
-    T5 does not scale its scores, so they overflow first there. ``wo`` and the residual stream of T5 are kept
-    in float32 by transformers itself (``_keep_in_fp32_modules``).
+    Models that do not scale their scores overflow there first. What else must stay in float32,
+    transformers keeps itself (``_keep_in_fp32_modules``).
 
     Args:
         model: A text encoder. It is changed.

@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from emag_export.errors import ModelError
+from emag_export.families.family import Family
 
-__all__ = ["CONFIGURATION", "WEIGHTED", "WEIGHTS", "is_half_precision", "needed_files", "variant_of"]
+__all__ = ["CONFIGURATION", "WEIGHTS", "is_half_precision", "needed_files", "variant_of"]
 
 CONFIGURATION = (".json", ".txt", ".model")
-WEIGHTED = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-_READ = (*WEIGHTED, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 WEIGHTS = re.compile(
     r"(?:model|diffusion_pytorch_model)"
@@ -23,7 +22,7 @@ WEIGHTS = re.compile(
 (``fp16``) between the name and the number of the shard, and at the end of the index."""
 
 
-def needed_files(names: Iterable[str], model: str) -> list[str]:
+def needed_files(names: Iterable[str], model: str, families: Iterable[Family]) -> list[str]:
     """Of a pipeline's files those that an export reads, sorted.
 
     Weights in half precision (``model.fp16.safetensors``) are needed only where there are no others: the
@@ -32,20 +31,24 @@ def needed_files(names: Iterable[str], model: str) -> list[str]:
     Args:
         names: Relative POSIX paths.
         model: For the message.
+        families: That the model may be of; they say which folders are read.
 
     Raises:
         ModelError: If a component has pickled weights only: unpickling runs code from the file.
     """
+    families = tuple(families)
+    weighted = {folder for family in families for folder in family.folders.values()}
+    read = {folder for family in families for folder in family.classes}
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, _, rest = name.partition("/")
-        if folder in _READ and rest and "/" not in rest:
+        if folder in read and rest and "/" not in rest:
             folders.setdefault(folder, []).append(rest)
     needed = []
     for folder, files_of in folders.items():
         weights = [name for name in files_of if WEIGHTS.fullmatch(name)]
         pickled = sorted(name for name in files_of if name.endswith(_PICKLED))
-        if folder in WEIGHTED and pickled and not weights:
+        if folder in weighted and pickled and not weights:
             raise ModelError(
                 f"the weights of {folder} in {model} are pickled ({pickled[0]}), and a pickle can run "
                 "any code when it is read; only safetensors are. Convert the model where you trust it: "

@@ -1,35 +1,27 @@
-"""Attention of a candidate block: the tracked rows' live quantity is averaged, and replaced on demand.
+"""Hard negatives: what becomes of a candidate block's attention, one function a kind.
 
 Everything here is traced into the graph, so it is written without branches on data: the average
 starts (a = 1), continues (a = 1 - beta) or holds (a = 0), and a row is replaced (lambda = 1) or left
 alone (lambda = 0), by arithmetic alone.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from emag_export.contract import Renorm, Variant
+from emag_export.families.protocol import Heads, plain
 
-__all__ = ["EmaAttention", "JointHeads", "Tracking", "ema_attention"]
+__all__ = ["ATTEND", "Attended", "Tracking"]
 
 _ROW_SUM_FLOOR = 1e-12
 _TILES = 8
 """At most so many parts of a map are computed one after another; each is that much smaller than a map."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointHeads:
-    """Queries, keys and values of all rows, image tokens first, then text tokens."""
-
-    query: Float[Tensor, "rows heads keys head_dim"]
-    key: Float[Tensor, "rows heads keys head_dim"]
-    value: Float[Tensor, "rows heads keys head_dim"]
-    image_tokens: int | torch.SymInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,65 +38,66 @@ class Tracking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmaAttention:
+class Attended:
     """Result of one candidate block's attention."""
 
-    hidden: Float[Tensor, "rows heads keys head_dim"]
+    hidden: Float[Tensor, "rows heads tokens head_dim"]
+    """Before the output projection."""
     average: Sequence[Float[Tensor, " tracked part *state"]]
     """The new averages, a few heads each: put together only where they leave the graph."""
     delta: Float[Tensor, " tracked"]
     """mean |E_old - X| per tracked row."""
 
 
-def ema_attention(
-    heads: JointHeads, tracking: Tracking, *, variant: Variant, renorm: Renorm = Renorm.ROW
-) -> EmaAttention:
-    """Joint attention in which the tracked rows follow, and may use, a moving average.
+def ema_query(heads: Heads, tracking: Tracking, renorm: Renorm) -> Attended:
+    """Replace image queries by their moving average.
 
     Args:
-        heads: Projected and normalised queries, keys, values.
+        heads: Of all rows.
         tracking: State and controls of this block.
-        variant: Which quantity is averaged.
-        renorm: How a partly replaced row is brought back to sum one.
-
-    Returns:
-        Attention before the output projection, the new averages, and Delta.
+        renorm: Not used: queries have no sum.
 
     Source:
         arXiv:2512.17303, eqs. 8-13; update order as in the released code.
     """
-    if variant == Variant.EMAG_Q:
-        return _query(heads, tracking)
-    return _map(heads, tracking, _REGIONS[variant], renorm)
-
-
-def _query(heads: JointHeads, tracking: Tracking) -> EmaAttention:
     query, image = heads.query, heads.image_tokens
     live = query.index_select(0, tracking.rows)[:, :, :image]
-    grid = tracking.average.shape[2:4]
+    grid = tracking.average.shape[2:-1]
     average, change = _advance(tracking.average, live.unflatten(2, grid), tracking.step)
-    replaced = _blend(live, average.flatten(2, 3).to(live.dtype), tracking.strength)
+    query_tile = _blend(live, average.flatten(2, -2).to(live.dtype), tracking.strength)
     text = query.index_select(0, tracking.rows)[:, :, image:]
-    query = query.index_copy(0, tracking.rows, torch.cat([replaced, text], dim=2))
-    hidden = scaled_dot_product_attention(query, heads.key, heads.value)
-    return EmaAttention(
-        hidden=hidden, average=[average.to(tracking.average.dtype)], delta=change.abs().flatten(1).mean(dim=1)
+    query = query.index_copy(0, tracking.rows, torch.cat([query_tile, text], dim=2))
+    return Attended(
+        hidden=plain(replace(heads, query=query)),
+        average=[average.to(tracking.average.dtype)],
+        delta=change.abs().flatten(1).mean(dim=1),
     )
 
 
-def _map(
-    heads: JointHeads,
+def ema_map(
+    heads: Heads,
     tracking: Tracking,
-    region: Callable[[Tensor, int | torch.SymInt], Tensor],
     renorm: Renorm,
-) -> EmaAttention:
-    """Fused attention of all rows, then the maps of the tracked ones, some heads at a time.
+    *,
+    region: Callable[[Tensor, int | torch.SymInt], Tensor],
+) -> Attended:
+    """Replace softmax rows of the image queries, or a block of them, by their moving average.
 
-    A map is as large as the state of its block, so it is never there as a whole: every tile is used up before
-    the next one is computed.
+    Fused attention of all rows comes first, then the maps of the tracked ones, some heads at a time. A map is
+    as large as the state of its block, so it is never there as a whole: every tile is used up before the next
+    one is computed.
+
+    Args:
+        heads: Of all rows.
+        tracking: State and controls of this block.
+        renorm: How a partly replaced row is brought back to sum one.
+        region: The part of the rows that is averaged.
+
+    Source:
+        arXiv:2512.17303, eqs. 8-13; update order as in the released code.
     """
     image = heads.image_tokens
-    hidden = scaled_dot_product_attention(heads.query, heads.key, heads.value)
+    hidden = plain(heads)
     query, key, value, attended = (
         x.index_select(0, tracking.rows) for x in (heads.query, heads.key, heads.value, hidden)
     )
@@ -112,8 +105,10 @@ def _map(
     replaced, averages, deltas = [], [], []
     size = -(-query.shape[1] // _TILES)
     tiles = (x.split(size, dim=1) for x in (query, key, value, attended[:, :, :image], tracking.average))
+    bias = None if heads.bias is None else heads.bias.index_select(0, tracking.rows)
     for query_tile, key_tile, value_tile, mixture, average in zip(*tiles, strict=True):
-        rows = (query_tile @ key_tile.transpose(-2, -1)).float().softmax(dim=-1)
+        scores = (query_tile @ key_tile.transpose(-2, -1)).float()
+        rows = (scores if bias is None else scores + bias).softmax(dim=-1)
         live = region(rows, image)
         new, change = _advance(average, live, tracking.step)
         if region is _full_rows:
@@ -128,7 +123,7 @@ def _map(
         # Row by row: one reduction over both axes takes TensorRT-RTX twice the scratch memory.
         deltas.append(change.abs().mean(dim=-1).mean(dim=-1))
     tracked = torch.cat([torch.cat(replaced, dim=1), attended[:, :, image:]], dim=2)
-    return EmaAttention(
+    return Attended(
         hidden=hidden.index_copy(0, tracking.rows, tracked),
         average=averages,
         delta=torch.cat(deltas, dim=1).mean(dim=1),
@@ -172,7 +167,15 @@ def _text_block(rows: Tensor, image: int | torch.SymInt) -> Tensor:
     return rows[..., image:]
 
 
-_REGIONS = {Variant.EMAG: _full_rows, Variant.EMAG_I: _image_block, Variant.EMAG_T: _text_block}
+ATTEND: Mapping[Variant, Callable[[Heads, Tracking, Renorm], Attended]] = MappingProxyType(
+    {
+        Variant.EMAG_Q: ema_query,
+        Variant.EMAG: partial(ema_map, region=_full_rows),
+        Variant.EMAG_I: partial(ema_map, region=_image_block),
+        Variant.EMAG_T: partial(ema_map, region=_text_block),
+    }
+)
+"""Attention of a candidate block, by kind."""
 
 
 def _splice(rows: Tensor, part: Tensor, region: Callable[..., Tensor], image: int | torch.SymInt) -> Tensor:

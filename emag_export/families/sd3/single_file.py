@@ -2,7 +2,7 @@
 
 The file holds the transformer (``model.diffusion_model.…``) and often the autoencoder and text encoders, but
 no configuration and no tokenizers. Sizes of the transformer follow from the shapes of its weights; the other
-parts are those of every published SD3 (:mod:`emag_export.architectures`). Nothing is downloaded.
+parts are those of every published SD3 (:mod:`emag_export.families.sd3.configs`). Nothing is downloaded.
 """
 
 import json
@@ -14,11 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from emag_export.architectures import CLASSES, PIPELINES
-from emag_export.bundle import TOKENIZERS
 from emag_export.errors import ModelError
-from emag_export.exporter.source.find import SourceModel
-from emag_export.exporter.source.weight_files import is_half_precision
+from emag_export.families.family import Family
+from emag_export.families.sd3.components import T5
+from emag_export.families.sd3.configs import CLASSES, CONFIGS
+from emag_export.families.source_model import SourceModel
+from emag_export.families.weight_files import is_half_precision
 from emag_export.hashing import hash_file, hash_files, hash_json
 
 __all__ = ["SingleFileModel", "open_single_file"]
@@ -50,13 +51,13 @@ class SingleFileModel(SourceModel):
         """A component's configuration."""
         if component == "transformer":
             return dict(self._transformer)
-        published: dict[str, Any] = json.loads(json.dumps(dict(PIPELINES["sd3"][component])))
+        published: dict[str, Any] = json.loads(json.dumps(dict(CONFIGS["sd3"][component])))
         return published
 
     def files(self) -> Iterator[Path]:
         """The checkpoint and the tokenizers beside it."""
         yield self.path
-        for encoder, tokenizer in TOKENIZERS.items():
+        for encoder, tokenizer in self.family.tokenizers.items():
             if self.has(encoder):
                 folder = self.path.parent / tokenizer
                 yield from sorted(
@@ -136,7 +137,7 @@ def _text_encoder(component: str, model_class: Any, weights: dict[str, Any], fol
     from diffusers.loaders import single_file_utils
 
     options = {"subfolder": component, "config": folder, "torch_dtype": dtype, "local_files_only": True}
-    if component != "text_encoder_3":
+    if component != T5.name:
         return single_file_utils.create_diffusers_clip_model_from_ldm(model_class, weights, **options)
     model = single_file_utils.create_diffusers_t5_model_from_checkpoint(model_class, weights, **options)
     # Both names are one tensor; files have one or both, and diffusers ties nothing.
@@ -145,12 +146,13 @@ def _text_encoder(component: str, model_class: Any, weights: dict[str, Any], fol
     return model
 
 
-def open_single_file(path: Path) -> SingleFileModel:
+def open_single_file(path: Path, family: Family) -> SingleFileModel:
     """Open a checkpoint without reading its weights.
 
     Args:
         path: The file. Folders ``tokenizer``, ``tokenizer_2`` and ``tokenizer_3`` beside it, as in the
             published repositories, make its text encoders usable.
+        family: SD3's.
 
     Raises:
         ModelError: If it is no safetensors file, or no SD3.
@@ -170,12 +172,14 @@ def open_single_file(path: Path) -> SingleFileModel:
         "scheduler": list(CLASSES["scheduler"]),
     }
     for component in _PREFIXES:
-        tokenizer = TOKENIZERS.get(component)
+        tokenizer = family.tokenizers.get(component)
         usable = component in there and (tokenizer is None or (path.parent / tokenizer).is_dir())
         index[component] = list(CLASSES[component]) if usable else [None, None]
         if tokenizer is not None:
             index[tokenizer] = ["transformers", "AutoTokenizer"] if usable else [None, None]
-    source = SingleFileModel(name=str(path), path=path, revision=None, index=index, shapes=shapes)
+    source = SingleFileModel(
+        name=str(path), path=path, revision=None, index=index, family=family, shapes=shapes
+    )
     source.config("transformer")
     return source
 
@@ -218,7 +222,7 @@ def _transformer_config(shapes: Mapping[str, tuple[int, ...]], path: Path) -> di
     head_dim = norm[0] if norm else _HEAD_DIM
     return {
         "_class_name": "SD3Transformer2DModel",
-        "sample_size": PIPELINES["sd3"]["transformer"]["sample_size"],
+        "sample_size": CONFIGS["sd3"]["transformer"]["sample_size"],
         "patch_size": patch,
         "in_channels": channels,
         "out_channels": out // patch**2,

@@ -1,0 +1,72 @@
+"""Load a component's weights from its source, in the precision of the bundle, one component at a time."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from emag_export.errors import ModelError
+from emag_export.exporter.source.lora import merge_loras
+from emag_export.families.family import Component, load
+from emag_export.families.source_model import SourceModel
+from emag_export.options import Lora
+from emag_export.packages import require_packages
+
+__all__ = ["load_component", "load_transformer", "wrapped"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_component(source: SourceModel, component: Component, precision: str) -> nn.Module:
+    """The model of one component, in eval mode, from safetensors only.
+
+    Args:
+        source: Where from.
+        component: Of the source's family.
+        precision: Of the weights, but for what the component keeps in float32.
+
+    Raises:
+        ModelError: If its class is another than expected or its files cannot be read.
+        MissingDependencyError: Without accelerate: diffusers would ignore the precision of some weights.
+    """
+    dtype = component.weights_precision(source.config(component.folder), precision)
+    return _load(source, component.folder, component.library, component.model_class, dtype)
+
+
+def wrapped(source: SourceModel, component: Component, precision: str) -> nn.Module:
+    """The module that is traced for one component: its model with named inputs and outputs.
+
+    Raises:
+        ModelError: As :func:`load_component`.
+    """
+    module: nn.Module = load(component.wrapper)(load_component(source, component, precision))
+    return module.eval()
+
+
+def load_transformer(source: SourceModel, precision: str = "float32", loras: Sequence[Lora] = ()) -> Any:
+    """The diffusers transformer of the source, with these LoRAs merged.
+
+    Raises:
+        ModelError: If it cannot be loaded, or a LoRA does not fit.
+    """
+    model = _load(source, "transformer", "diffusers", source.family.transformer, precision)
+    merge_loras(model, loras)
+    return model
+
+
+def _load(source: SourceModel, folder: str, library: str, model_class: str, precision: str) -> nn.Module:
+    require_packages("accelerate", purpose="loading a model's weights")
+    declared = source.index[folder]
+    if declared[1] != model_class:
+        raise ModelError(f"{folder} of {source.path} is a {declared[1]}; only {model_class} can be exported")
+    dtype = {"torch_dtype" if library == "diffusers" else "dtype": DTYPES[precision]}
+    try:
+        model = source.load(folder, getattr(import_module(library), model_class), **dtype)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{source.path / folder} cannot be loaded: {error}") from error
+    loaded: nn.Module = model.eval().requires_grad_(False)
+    return loaded

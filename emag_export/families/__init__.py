@@ -1,0 +1,92 @@
+"""The seam between models and everything else: a table of families, one folder each.
+
+To add a family, add its folder (:mod:`emag_export.families.family` says what belongs into it) and one line
+here.
+"""
+
+from collections.abc import Mapping
+from itertools import chain
+from types import MappingProxyType
+
+from emag_export.contract import DenoiserContract
+from emag_export.errors import ContractError, ModelError
+from emag_export.families.family import Config, Family
+from emag_export.families.sd3 import SD3
+from emag_export.models import KnownModel, SamplingDefaults
+
+__all__ = [
+    "FAMILIES",
+    "KNOWN_MODELS",
+    "RANDOM_MODELS",
+    "SWITCHES",
+    "family_of",
+    "family_of_pipeline",
+    "sampling_defaults",
+]
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (SD3,)})
+"""By ``contract.family``."""
+
+KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
+    dict(chain.from_iterable(family.models.items() for family in FAMILIES.values()))
+)
+"""By the name that ``model`` takes."""
+
+RANDOM_MODELS: Mapping[str, Family] = MappingProxyType(
+    {name: family for family in FAMILIES.values() for name in family.configs}
+)
+"""Models whose configuration is known, so that they can be made with random weights."""
+
+SWITCHES: Mapping[str, str] = MappingProxyType(
+    {switch: name for family in FAMILIES.values() for name, switch in family.optional.items()}
+)
+"""Switch that leaves a component out, to the component."""
+
+
+def family_of(contract: DenoiserContract) -> Family:
+    """The family of a bundle's denoiser.
+
+    Raises:
+        ContractError: If this version does not know it.
+    """
+    if contract.family not in FAMILIES:
+        raise ContractError(
+            f"the denoiser is of the family {contract.family!r}, this emag-export knows "
+            f"{', '.join(FAMILIES)}; upgrade emag-export"
+        )
+    return FAMILIES[contract.family]
+
+
+def family_of_pipeline(class_name: str | None, where: str) -> Family:
+    """The family of a diffusers pipeline.
+
+    Args:
+        class_name: ``_class_name`` of its ``model_index.json``.
+        where: The pipeline, for the error.
+
+    Raises:
+        ModelError: If there is none for it.
+    """
+    for family in FAMILIES.values():
+        if class_name in family.pipelines:
+            return family
+    known = ", ".join(f"{name} ({family.title})" for family in FAMILIES.values() for name in family.pipelines)
+    raise ModelError(f"{where} is a {class_name}; only {known} can be exported")
+
+
+def sampling_defaults(
+    model: str, family: Family, config: Config, *, pixels_per_latent: int
+) -> SamplingDefaults:
+    """Defaults of a known model, or sensible ones: its own size, a quarter to a third of its depth.
+
+    Args:
+        model: Name or path, as the user gave it.
+        family: Of the model.
+        config: Of the transformer.
+        pixels_per_latent: Along a side.
+    """
+    if model in KNOWN_MODELS:
+        return KNOWN_MODELS[model].defaults
+    shape = family.shape(config, "float32")
+    side, blocks = shape.native_side * pixels_per_latent, shape.num_blocks
+    return SamplingDefaults(height=side, width=side, candidates=tuple(range(blocks // 4, blocks // 3 + 1)))

@@ -1,0 +1,80 @@
+"""What the user may choose when a bundle is built, as plain data."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emag_export.contract import PRECISIONS, STATE_PRECISIONS, Renorm, Variant, member
+from emag_export.errors import InputError
+
+__all__ = ["BuildOptions", "Lora", "given"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A file and how much of it is wanted."""
+
+    path: Path
+    scale: float = 1.0
+    """Dimensionless; 1 is what was trained, negative values subtract."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise InputError(f"the LoRA {self.path} has the scale {self.scale}; give a finite number")
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Everything that decides what a bundle holds, besides the model. Texts become what they name."""
+
+    variant: Variant = Variant.EMAG_Q
+    renorm: Renorm = Renorm.ROW
+    emag_candidates: tuple[int, ...] | None = None
+    """Blocks that may be perturbed; None takes the model's defaults."""
+    precision: str | None = None
+    """float32, float16 or bfloat16, or fp32, fp16, bf16; None takes the model's own."""
+    state_precision: str = "float32"
+    """In which the averages are kept between two steps; within a step they are float32."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    weights_seed: int | None = None
+    """Random weights of this seed instead of the checkpoint's."""
+    components: tuple[str, ...] | None = None
+    """Graphs to export, by folder in the bundle; None exports all that the model has."""
+    without: tuple[str, ...] = ()
+    """Components to leave out that pictures do not need."""
+    encoders: Path | None = None
+    """A finished bundle whose text encoders, tokenizers and decoder are used instead of exporting them."""
+    loras: tuple[Lora, ...] = ()
+    """Merged into the transformer, in order."""
+    max_sequence_length: int | None = None
+    """Tokens of the part of the text whose length can be chosen; None takes the model's default."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "variant", member(Variant, self.variant, "variant"))
+        object.__setattr__(self, "renorm", member(Renorm, self.renorm, "renorm"))
+        if self.precision is not None:
+            object.__setattr__(self, "precision", _dtype(self.precision, PRECISIONS, "precision"))
+        state = _dtype(self.state_precision, STATE_PRECISIONS, "state precision")
+        object.__setattr__(self, "state_precision", state)
+
+
+def _dtype(text: str, names: dict[str, str], what: str) -> str:
+    if text in names.values():
+        return text
+    if text not in names:
+        raise InputError(f"there is no {what} {text!r}; choose {', '.join(names)}")
+    return names[text]
+
+
+def given(options: BuildOptions) -> dict[str, Any]:
+    """The options that differ from their defaults, by name; the variant always."""
+    return {
+        name: getattr(options, name)
+        for name, described in BuildOptions.__dataclass_fields__.items()
+        if name == "variant" or getattr(options, name) != described.default
+    }

@@ -1,0 +1,162 @@
+"""Attention of one candidate block in a perturbed pass, written as the algorithm reads: one function a kind.
+
+An independent second implementation: it shares nothing with the exported graph, branches on data
+where the graph must not, and writes into slices where the graph gathers and scatters.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from emag_export.contract import Averaged, Renorm
+
+__all__ = ["ATTEND", "Probe"]
+
+_ROW_SUM_FLOOR = 1e-12
+"""A softmax row whose kept part sums to nothing stays at zero instead of becoming 0/0."""
+
+Heads = Float[Tensor, "rows heads tokens head_dim"]
+
+
+class Probe:
+    """State of one candidate block in one pass: measure Delta, update E, then say who is replaced.
+
+    Its block's attention calls it once, after which :attr:`average` and :attr:`delta` hold the results; a new
+    one is made for every pass. The conditional rows are the last ``images`` ones, one per image.
+
+    Args:
+        renorm: How a partly replaced softmax row is brought back to sum one.
+        average: E before this pass, None at the first accumulation.
+        step: a in E + a (X - E).
+        strength: lambda per image; 0 leaves an image alone.
+        image: Where the image tokens are in the sequence.
+    """
+
+    def __init__(
+        self,
+        *,
+        renorm: Renorm,
+        average: Float[Tensor, "images ..."] | None,
+        step: float,
+        strength: Float[Tensor, " images"],
+        image: slice,
+    ) -> None:
+        self.renorm = renorm
+        self.average = average
+        self.step = step
+        self.strength = strength.tolist()
+        self.delta = torch.zeros_like(strength)
+        self.image = image
+        self.calls = 0
+
+    @property
+    def cond(self) -> slice:
+        """The conditional rows."""
+        return slice(-len(self.strength), None)
+
+    def perturbed(self) -> list[tuple[int, float]]:
+        """Conditional rows to perturb, counted from the end, and their lambda."""
+        images = len(self.strength)
+        return [(image - images, strength) for image, strength in enumerate(self.strength) if strength > 0]
+
+    def accumulate(self, live: Float[Tensor, "images heads ..."]) -> Float[Tensor, "images heads ..."]:
+        """Delta = mean |E_old - X|, then E <- E + a (X - E); the first X is E and has no Delta."""
+        self.calls += 1
+        if self.average is None:
+            self.average = live
+            return live
+        old = self.average.reshape(live.shape)
+        self.delta = (old - live).abs().flatten(1).mean(dim=1)
+        self.average = old + self.step * (live - old)
+        return self.average
+
+
+def _queries(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
+    """The image queries of the conditional rows are X."""
+    query = query.clone()
+    live = query[probe.cond, :, probe.image].float()
+    average = probe.accumulate(live)
+    for row, strength in probe.perturbed():
+        mixed = (1 - strength) * live[row] + strength * average[row]
+        query[row, :, probe.image] = mixed.to(query.dtype)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _rows(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
+    """Softmax rows of the image queries over all keys are X."""
+    maps, attended = _maps(probe, query, key, value, mask)
+    live = maps.clone()
+    average = probe.accumulate(live)
+    for row, strength in probe.perturbed():
+        maps[row] = (1 - strength) * live[row] + strength * average[row]
+    attended[probe.cond, :, probe.image] = maps.to(value.dtype) @ value[probe.cond]
+    return attended
+
+
+def _image_block(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
+    """The part of the rows that falls on image tokens is X."""
+    return _block(probe, query, key, value, mask, text=False)
+
+
+def _text_block(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
+    """The part of the rows that falls on text tokens is X."""
+    return _block(probe, query, key, value, mask, text=True)
+
+
+def _block(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None, *, text: bool) -> Heads:
+    maps, attended = _maps(probe, query, key, value, mask)
+    columns = torch.zeros(maps.shape[-1], dtype=torch.bool)
+    columns[probe.image] = True
+    tokens = int(columns.sum())
+    columns = ~columns if text else columns
+    live = maps[..., columns].clone()
+    average = probe.accumulate(live)
+    for row, strength in probe.perturbed():
+        maps[row, ..., columns] = (1 - strength) * live[row] + strength * average[row]
+        maps[row] = _renormalised(maps[row], tokens, probe.renorm)
+    attended[probe.cond, :, probe.image] = maps.to(value.dtype) @ value[probe.cond]
+    return attended
+
+
+def _maps(
+    probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None
+) -> tuple[Float[Tensor, "images heads queries keys"], Heads]:
+    """Maps of the conditional rows' image queries in float32, and ordinary attention of all rows."""
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=mask).clone()
+    scores = query[probe.cond, :, probe.image].float() @ key[probe.cond].float().transpose(2, 3)
+    scores = scores / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores + mask[probe.cond].float()
+    return torch.softmax(scores, dim=-1), attended
+
+
+def _renormalised(
+    maps: Float[Tensor, "heads tokens keys"], tokens: int, renorm: Renorm
+) -> Float[Tensor, "heads tokens keys"]:
+    """Softmax rows of one image, image tokens first, after a part of them was replaced."""
+    if renorm == Renorm.NONE:
+        return maps
+    if renorm == Renorm.ROW:
+        return maps / maps.sum(dim=-1, keepdim=True).clamp(min=_ROW_SUM_FLOOR)
+    scaled = maps.clone()
+    left_for_text = (1 - maps[..., :tokens].sum(dim=-1, keepdim=True)).clamp(min=0)
+    text_sum = maps[..., tokens:].sum(dim=-1, keepdim=True).clamp(min=_ROW_SUM_FLOOR)
+    scaled[..., tokens:] *= left_for_text / text_sum
+    return scaled
+
+
+Attention = Callable[[Probe, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+ATTEND: Mapping[Averaged, Attention] = MappingProxyType(
+    {
+        Averaged.QUERIES: _queries,
+        Averaged.ROWS: _rows,
+        Averaged.IMAGE_BLOCK: _image_block,
+        Averaged.TEXT_BLOCK: _text_block,
+    }
+)
+"""(probe, query, key, value, mask) to the attention of every row, by what is averaged."""

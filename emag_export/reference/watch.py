@@ -1,0 +1,87 @@
+"""Watch the attention of candidate blocks in an unmodified diffusers model, whatever its family.
+
+A hook says which block is running, and a ``TorchFunctionMode`` sees the first
+``scaled_dot_product_attention`` in it, whoever calls it: that is the self- or joint attention in every
+family, cross attention comes after.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from emag_export.errors import ModelError
+
+__all__ = ["Handler", "watched"]
+
+Handler = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(query, key, value, mask) to the attention that the block goes on with."""
+
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+class _Watch(TorchFunctionMode):
+    """Hands the next attention to a handler, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handler: Handler | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        handler, self.handler = (
+            (self.handler, None) if func is scaled_dot_product_attention else (None, self.handler)
+        )
+        if handler is None:
+            return func(*args, **kwargs)
+        given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        if given.get("scale") not in (None, given["query"].shape[-1] ** -0.5) or given.get("is_causal"):
+            raise ModelError(
+                "this model scales or masks its attention in a way that the reference does not know"
+            )
+        return handler(given["query"], given["key"], given["value"], given.get("attn_mask"))
+
+
+@contextmanager
+def watched(blocks: Sequence[nn.Module], handlers: Mapping[int, Handler]) -> Iterator[None]:
+    """Let handlers compute the attention of some blocks, and leave nothing behind whatever happens.
+
+    Args:
+        blocks: Of the model, in order.
+        handlers: Block number to its handler.
+
+    Raises:
+        ModelError: If a block was run without its attention having been seen: another attention backend is
+        set.
+    """
+    watch = _Watch()
+
+    def before(handler: Handler) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            watch.handler = handler
+
+        return hook
+
+    def after(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if watch.handler is not None:
+                watch.handler = None
+                raise ModelError(
+                    f"block {index} ran without torch's scaled_dot_product_attention, which the reference "
+                    "watches; "
+                    "set the model's attention backend to native, and remove attention processors"
+                )
+
+        return hook
+
+    with ExitStack() as stack:
+        for index, handler in handlers.items():
+            stack.callback(blocks[index].register_forward_pre_hook(before(handler)).remove)
+            stack.callback(blocks[index].register_forward_hook(after(index)).remove)
+        stack.enter_context(watch)
+        yield

@@ -1,0 +1,148 @@
+"""Sizes of a call: from pixels and pictures to the named dimensions of a contract.
+
+A model says how its latents and image tokens are named (``"2*h"``, ``"h"``); how many pixels a latent has,
+and how long a text is, comes from its other components and is a bundle's :class:`Geometry`.
+"""
+
+from dataclasses import dataclass
+
+from emag_export.contract import DenoiserContract
+from emag_export.errors import BundleError, ContractError, InputError
+from emag_export.shapes import Sizes, evaluate, solve, symbols
+
+__all__ = ["Geometry", "TextRange", "call_sizes", "picture_sizes", "run_sizes", "side_pixels"]
+
+_SIDES = ("height", "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRange:
+    """How many tokens the dimension ``text`` has; all 0 for a model without one."""
+
+    least: int
+    usual: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= self.usual <= self.most:
+            raise BundleError(f"text is {self}; the three numbers must ascend from 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Sizes that are no part of the denoiser's contract."""
+
+    pixels_per_latent: int
+    """Along a side."""
+    text: TextRange
+
+    def __post_init__(self) -> None:
+        if self.pixels_per_latent < 1:
+            raise BundleError(f"pixels_per_latent is {self.pixels_per_latent}; it must be at least 1")
+
+
+def side_pixels(contract: DenoiserContract, geometry: Geometry) -> tuple[int, int]:
+    """Pixels of an image token along height and width; of the whole picture where its size is fixed.
+
+    Args:
+        contract: Names the sides of the latents.
+        geometry: Pixels per latent.
+    """
+    height, width = (evaluate([dim], dict.fromkeys(symbols([dim]), 1))[0] for dim in contract.latents[-2:])
+    return height * geometry.pixels_per_latent, width * geometry.pixels_per_latent
+
+
+def picture_sizes(
+    contract: DenoiserContract,
+    geometry: Geometry,
+    *,
+    height: int,
+    width: int,
+    names: tuple[str, str] = _SIDES,
+) -> Sizes:
+    """Named dimensions that follow from the size of a picture: ``{"h": 64, "w": 64}``.
+
+    Args:
+        contract: Names the sides of the latents, and how large they may be.
+        geometry: Pixels per latent.
+        height: Pixels.
+        width: Pixels.
+        names: Of the parameters that gave both, for errors.
+
+    Raises:
+        InputError: If the model takes no picture of this size, with sizes that it takes.
+    """
+    found: dict[str, int] = {}
+    units = side_pixels(contract, geometry)
+    for side, dim, pixels, unit in zip(names, contract.latents[-2:], (height, width), units, strict=True):
+        if isinstance(dim, int):
+            if pixels != unit:
+                raise InputError(f"`{side}` {pixels} is not what this model was made for; take {unit}")
+            continue
+        if pixels < unit or pixels % unit:
+            below, above = max(unit, pixels // unit * unit), max(unit, (pixels // unit + 1) * unit)
+            raise InputError(f"`{side}` {pixels} is no multiple of {unit}; take {below} or {above}")
+        (name,) = symbols([dim])
+        found[name] = pixels // unit
+        limit = contract.limits.get(name)
+        if limit is not None and found[name] > limit:
+            raise InputError(
+                f"`{side}` {pixels} is more than this model's positional embedding covers: {limit * unit}"
+            )
+    return found
+
+
+def call_sizes(
+    contract: DenoiserContract,
+    geometry: Geometry,
+    *,
+    images: int,
+    height: int,
+    width: int,
+    text: int | None = None,
+    uncond: bool = True,
+    guided: bool = True,
+) -> Sizes:
+    """Every named dimension of one call of the denoiser.
+
+    Args:
+        contract: Of the denoiser.
+        geometry: Pixels per latent, and the usual text length.
+        images: Pictures in the call.
+        height: Pixels.
+        width: Pixels.
+        text: Tokens; None takes the usual number.
+        uncond: Every picture has a row without its prompt.
+        guided: Every picture has a perturbed row.
+
+    Raises:
+        InputError: If there is no picture, or the model takes none of this size.
+    """
+    if images < 1:
+        raise InputError(f"a call for {images} pictures was asked for; give at least 1")
+    trunk = 1 + uncond
+    sizes = {
+        "trunk_rows": trunk * images,
+        "rows": (trunk + guided) * images,
+        "tracked": images,
+        "text": geometry.text.usual if text is None else text,
+        **picture_sizes(contract, geometry, height=height, width=width),
+    }
+    return {name: sizes[name] for name in contract.graph.symbols}
+
+
+def run_sizes(contract: DenoiserContract, shapes: dict[str, tuple[int, ...]]) -> Sizes:
+    """Named dimensions of a run, from its tensors.
+
+    Args:
+        contract: Of the denoiser.
+        shapes: ``latents`` and every conditioning tensor by name, images first.
+
+    Raises:
+        ContractError: If a tensor is missing or does not fit, or two disagree.
+    """
+    dims = {"latents": ("trunk_rows", *contract.latents)}
+    dims |= {tensor.name: tensor.dims for tensor in contract.conditioning}
+    if missing := [name for name in dims if name not in shapes]:
+        raise ContractError(f"{', '.join(missing)} is missing; a run takes {', '.join(dims)}")
+    return solve(dims, {name: shapes[name] for name in dims})

@@ -1,0 +1,75 @@
+"""The words in which a caller asks for pictures, and the request that they make."""
+
+from dataclasses import replace
+from typing import Any, TypedDict
+
+from emag_export.errors import InputError
+from emag_export.runtime.request import GenerationRequest
+
+__all__ = ["SAMPLING_KEYWORDS", "SamplingKeywords", "amended"]
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """What is left out comes from the bundle's defaults; None is left out, too."""
+
+    guidance: str | None
+    """A name in :data:`~emag_export.runtime.guidance.rules.GUIDANCES`."""
+    guidance_scale: float | None
+    """w of CFG, or of APG."""
+    emag_scale: float | None
+    """s of EMAG; 1 is no EMAG."""
+    steps: int | None
+    height: int | None
+    """Pixels."""
+    width: int | None
+    seed: int | None
+    """Of the first picture; the next ones count up."""
+    negative_prompt: str | None
+    emag_beta: float | None
+    """Decay of the moving average."""
+    emag_start: int | None
+    """Averaging begins, in 250ths of the run before its end."""
+    emag_delta: int | None
+    """Perturbation begins this much later."""
+    emag_stop: int | None
+    """Both end."""
+    emag_strength: float | None
+    """lambda, how much of the average is used."""
+    emag_blocks: tuple[int, ...] | None
+    """Perturb these candidates in every step instead of choosing one."""
+
+
+SAMPLING_KEYWORDS = tuple(SamplingKeywords.__annotations__)
+
+_WINDOWS = ("beta", "start", "delta", "stop", "strength")
+
+
+def amended(request: GenerationRequest, keywords: SamplingKeywords) -> GenerationRequest:
+    """A request changed by the keywords that were given.
+
+    Args:
+        request: Where to start from.
+        keywords: Of :class:`SamplingKeywords`.
+
+    Raises:
+        InputError: If there is no such keyword, or a value is out of range.
+    """
+    if unknown := [name for name in keywords if name not in SAMPLING_KEYWORDS]:
+        raise InputError(f"there is no keyword {unknown[0]!r}; there are {', '.join(SAMPLING_KEYWORDS)}")
+    words: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
+
+    def taken(**names: str) -> dict[str, Any]:
+        return {field: words[name] for field, name in names.items() if name in words}
+
+    guidance = replace(
+        request.guidance, **taken(name="guidance", scale="guidance_scale", emag_scale="emag_scale")
+    )
+    guidance = replace(guidance, apg=replace(guidance.apg, **taken(scale="guidance_scale")))
+    windows = replace(request.windows, **taken(**{name: f"emag_{name}" for name in _WINDOWS}))
+    fields = ("steps", "height", "width", "seed", "negative_prompt")
+    return replace(
+        request,
+        guidance=guidance,
+        windows=windows,
+        **taken(**{name: name for name in fields}, fixed_blocks="emag_blocks"),
+    )

@@ -1,0 +1,136 @@
+"""One denoising step, as a function: mask, engine call, Delta, guidance, and the sampler's update.
+
+Images of one call may be at different steps of different runs, in different phases, with different guidance,
+some with an unconditional row and some without. An image gets the same latents alone and in company, up to
+the rounding of larger matrix products. The host never waits for the device.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from emag_export.engines.protocol import TORCH_DTYPES, Engine
+from emag_export.errors import InputError
+from emag_export.runtime.guidance.rules import Predictions, Rows, combine
+from emag_export.runtime.sampling.call import PlacedCall
+from emag_export.runtime.sampling.conditioning import Trunk
+from emag_export.runtime.sampling.select import lagged_argmax
+from emag_export.runtime.sampling.state import RunState
+
+__all__ = ["StepResult", "step"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step found on its way."""
+
+    predictions: Predictions
+    guided: Rows
+    """The prediction that was stepped along."""
+    mask: Float[Tensor, "images layers"]
+    """lambda of every candidate block; zeros outside the perturb window."""
+
+
+def step(
+    engine: Engine, call: PlacedCall, run: RunState, trunk: Trunk, *, noise: Rows | None = None
+) -> tuple[RunState, StepResult]:
+    """Take every image of a call one step further.
+
+    Args:
+        engine: Runs the forked graph.
+        call: What is done for each image, placed on the engine's device.
+        run: State of the images; its spare buffer is overwritten.
+        trunk: Conditioning of the trunk rows, ``Conditioning.trunk(call.rows)``.
+        noise: Standard normal, like the latents, where a sampler adds noise.
+
+    Returns:
+        The state after the step, and what was found.
+
+    Raises:
+        InputError: If a sampler adds noise and none is given.
+        ContractError: If a tensor does not fit the graph.
+        EngineError: If the engine fails.
+
+    Source:
+        arXiv:2512.17303, eqs. 8-14; samplers in :mod:`emag_export.runtime.sampling.schedule`.
+    """
+    mask = _mask(call, run.delta)
+    outputs = _call(engine, call, run, trunk, mask)
+    channels = run.latents.shape[1]
+    whole = outputs["noise_pred"].float()
+    predictions = call.rows.split(whole[:, :channels])
+    guided, momentum = _guide(call, predictions, run)
+    latents = call.a * run.latents + call.b * guided
+    if call.noise is not None:
+        variance = call.rows.split(whole[:, channels:]).cond if whole.shape[1] > channels else None
+        latents = latents + _added(call, variance, noise)
+    after = RunState(
+        latents=latents,
+        average=run.spare,
+        spare=run.average,
+        delta=_delta(call, run.delta, outputs["layer_delta"]),
+        momentum=momentum,
+    )
+    return after, StepResult(predictions=predictions, guided=guided, mask=mask)
+
+
+def _mask(call: PlacedCall, delta: Float[Tensor, "images layers"]) -> Float[Tensor, "images layers"]:
+    """Lambda of every candidate block: what was chosen before the run, or the lagged argmax of Delta."""
+    if not call.guides:
+        return torch.zeros_like(delta)
+    if call.by_delta is None:
+        return call.chosen
+    return call.by_delta * lagged_argmax(delta) + call.chosen
+
+
+def _call(engine: Engine, call: PlacedCall, run: RunState, trunk: Trunk, mask: Tensor) -> dict[str, Tensor]:
+    feeds: Mapping[str, Tensor] = {
+        "hidden_states": run.latents.index_select(0, call.rows.trunk_images),
+        "timestep": call.timestep,
+        **trunk,
+        "branch_rows": call.rows.branch_rows,
+        "ema_state": run.average,
+        "ema_step": call.ema_step,
+        "layer_mask": mask,
+    }
+    dtypes = {tensor.name: TORCH_DTYPES[tensor.dtype] for tensor in engine.spec.inputs}
+    typed = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in feeds.items()}
+    return engine.run(typed, out={"ema_state_out": run.spare})
+
+
+def _delta(call: PlacedCall, before: Tensor, measured: Tensor) -> Tensor:
+    if isinstance(call.measures, bool):
+        return measured if call.measures else before
+    return torch.where(call.measures > 0, measured, before)
+
+
+def _guide(call: PlacedCall, predictions: Predictions, run: RunState) -> tuple[Rows, Rows]:
+    """The prediction to step along and the momentum, rule by rule."""
+    guided, momentum = predictions.cond, run.momentum
+    for group in call.groups:
+        if group.images is None:
+            return combine(group.rule, group.terms, predictions, run.latents, run.momentum)
+        part, moved = combine(
+            group.rule,
+            group.terms,
+            predictions.select(group.images),
+            run.latents.index_select(0, group.images),
+            run.momentum.index_select(0, group.images),
+        )
+        guided = guided.index_copy(0, group.images, part)
+        momentum = momentum.index_copy(0, group.images, moved)
+    return guided, momentum
+
+
+def _added(call: PlacedCall, variance: Rows | None, noise: Rows | None) -> Rows:
+    """Noise with the variance that the sampler or the model says."""
+    if call.noise is None or noise is None:
+        raise InputError(
+            "this sampler adds noise at every step: give `noise`, standard normal like the latents"
+        )
+    share = 0.0 if variance is None else (variance + 1) / 2
+    spread = call.noise.low + share * (call.noise.high - call.noise.low)
+    return call.noise.weight * torch.exp(spread / 2) * noise

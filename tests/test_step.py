@@ -1,0 +1,248 @@
+"""One step: images of any step, count and guidance share a call, join and leave, and are not changed."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from emag_export.contract import DenoiserContract, Variant
+from emag_export.engines.function import FunctionEngine
+from emag_export.errors import ContractError, InputError
+from emag_export.runtime.guidance.apg import ApgConfig
+from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
+from emag_export.runtime.loop import denoise
+from emag_export.runtime.sampling.call import ImageStep, calls_of, place_calls
+from emag_export.runtime.sampling.conditioning import Conditioning
+from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
+from emag_export.runtime.sampling.schedule import Schedule, flow_match_schedule
+from emag_export.runtime.sampling.select import always, by_delta
+from emag_export.runtime.sampling.state import RunState
+from emag_export.runtime.step import step
+from tests import sd3
+from tests.conftest import BLOCKS, small_fork
+
+GRID, TEXT = (3, 4), 5
+CPU = torch.device("cpu")
+# The model computes in float64, so that matrix products of a larger batch add up to the same float32 numbers;
+# measured: no difference at all. In float32 the order of the sums alone moves latents of this peaky model by
+# up to 1.2e-5 of their largest.
+ALIKE = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """An image that somebody asks a server for."""
+
+    plan: Plan
+    latents: Tensor
+    conditioning: Conditioning
+
+
+class PreciseEngine(FunctionEngine):
+    """A float64 module behind a float32 contract."""
+
+    def __init__(self, variant: Variant) -> None:
+        fork = small_fork("sd3", variant).double()
+        self.contract = fork.contract
+        names = [tensor.name for tensor in self.contract.graph.outputs]
+
+        def run(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            wide = {name: x.double() if x.is_floating_point() else x for name, x in feeds.items()}
+            with torch.inference_mode():
+                return dict(zip(names, fork(**wide), strict=True))
+
+        super().__init__(self.contract.graph, run)
+
+
+@pytest.fixture(scope="module", params=[Variant.EMAG_Q, Variant.EMAG])
+def engine(request: pytest.FixtureRequest) -> PreciseEngine:
+    return PreciseEngine(request.param)
+
+
+def contract(engine: PreciseEngine) -> DenoiserContract:
+    return engine.contract
+
+
+def some_request(engine: PreciseEngine, generator: random.Random, *, name: str | None = None) -> Request:
+    """Random steps, guidance, scales, windows and choice of blocks; its own noise and prompt."""
+    steps = generator.randint(3, 9)
+    guidance = Guidance(
+        name=name or generator.choice(list(GUIDANCES)),
+        scale=generator.uniform(1, 6),
+        emag_scale=generator.uniform(1, 2),
+        apg=ApgConfig(scale=generator.uniform(2, 8), norm_threshold=generator.uniform(1, 9)),
+    )
+    windows = EmagWindows(delta=generator.choice([0, 50]), strength=generator.choice([0.5, 1.0]))
+    choose = generator.choice([by_delta, always(BLOCKS[1:], BLOCKS)])
+    schedule = flow_match_schedule({"shift": generator.uniform(1, 3)}, steps, GRID[0] * GRID[1])
+    seeded = torch.Generator().manual_seed(generator.randrange(2**31))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, generator=seeded)
+
+    negative = (normal(TEXT, 16), normal(8)) if guidance.rule.uncond else (None, None)
+    return Request(
+        plan=make_plan(contract(engine), schedule, guidance, windows, choose),
+        latents=normal(4, 2 * GRID[0], 2 * GRID[1]),
+        conditioning=sd3.conditioning(normal(TEXT, 16), normal(8), *negative),
+    )
+
+
+def alone(engine: PreciseEngine, request: Request) -> Tensor:
+    start = RunState.start(contract(engine), request.latents, request.conditioning.given)
+    *_, last = denoise(engine, request.plan, start, request.conditioning)
+    return last.latents
+
+
+def served(engine: PreciseEngine, requests: list[Request], generator: random.Random) -> dict[int, Tensor]:
+    """Every request's latents from a loop in which images join and leave between steps, in any order."""
+    waiting, finished = list(range(len(requests))), {}
+    live: list[tuple[int, int]] = []  # (request, its next step)
+    state: RunState | None = None
+    given: Conditioning | None = None
+    while waiting or live:
+        joining = waiting[: generator.randint(0 if live else 1, 3)]
+        waiting = waiting[len(joining) :]
+        for number in joining:
+            new = requests[number]
+            start = RunState.start(contract(engine), new.latents, new.conditioning.given)
+            state = start if state is None else RunState.cat([state, start])
+            given = new.conditioning if given is None else Conditioning.cat([given, new.conditioning])
+            live.append((number, 0))
+        assert state is not None and given is not None
+        images = [
+            ImageStep(step=requests[number].plan.steps[index], guidance=requests[number].plan.guidance)
+            for number, index in live
+        ]
+        (call,) = place_calls([images], contract(engine), CPU)
+        state, _ = step(engine, call, state, given.trunk(call.rows))
+        live = [(number, index + 1) for number, index in live]
+        staying = []
+        for position, (number, index) in enumerate(live):
+            if index == len(requests[number].plan.steps):
+                finished[number] = state.latents[position : position + 1].clone()
+            else:
+                staying.append(position)
+        if len(staying) < len(live):
+            generator.shuffle(staying)
+            live = [live[position] for position in staying]
+            state = state.select(staying) if staying else None
+            given = given.select(staying) if staying else None
+    return finished
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_random_mixture_gives_each_image_what_it_has_alone(engine: PreciseEngine, seed: int) -> None:
+    generator = random.Random(seed)
+    requests = [some_request(engine, generator) for _ in range(7)]
+    for number, latents in served(engine, requests, generator).items():
+        wanted = alone(engine, requests[number])
+        error = float((latents - wanted).abs().max() / wanted.abs().max())
+        assert error <= ALIKE, (number, requests[number].plan.guidance.name)
+
+
+def test_a_mixture_holds_images_with_and_without_unconditional_rows(engine: PreciseEngine) -> None:
+    """The rows that are sent are only those that somebody needs."""
+    generator = random.Random(1)
+    requests = [some_request(engine, generator, name=name) for name in ("emag-only", "cfg", "emag-only")]
+    images = [ImageStep(step=r.plan.steps[1], guidance=r.plan.guidance) for r in requests]
+    assert [image.step.phase for image in images] != [Phase.PLAIN] * 3
+    (call,) = place_calls([images], contract(engine), CPU)
+    assert call.rows.trunk_images.tolist() == [1, 0, 1, 2]
+    sent: list[int] = []
+    spec = contract(engine).graph
+
+    def count(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        sent.append(feeds["hidden_states"].shape[0])
+        return {}
+
+    counting = FunctionEngine(spec, count)
+    state = RunState.cat(
+        [RunState.start(contract(engine), r.latents, r.conditioning.given) for r in requests]
+    )
+    given = Conditioning.cat([r.conditioning for r in requests])
+    step(counting, call, state, given.trunk(call.rows))
+    assert sent == [4]
+
+
+def test_a_run_of_one_plan_is_the_same_calls_placed_one_by_one(engine: PreciseEngine) -> None:
+    """Bit for bit: what is placed before the run is what a server places on the spot."""
+    request = some_request(engine, random.Random(3), name="emag+apg")
+    images, plan = 1, request.plan
+    whole = place_calls(calls_of(plan, images), contract(engine), CPU)
+    state = RunState.start(contract(engine), request.latents, request.conditioning.given)
+    for planned, placed in zip(plan.steps, whole, strict=True):
+        (call,) = place_calls([[ImageStep(step=planned, guidance=plan.guidance)]], contract(engine), CPU)
+        assert torch.equal(call.a, placed.a) and torch.equal(call.timestep, placed.timestep)
+        state, _ = step(engine, call, state, request.conditioning.trunk(call.rows))
+    assert torch.equal(state.latents, alone(engine, request))
+
+
+def test_states_are_selected_and_joined(engine: PreciseEngine) -> None:
+    generator = random.Random(5)
+    requests = [some_request(engine, generator, name="apg") for _ in range(3)]
+    states = [RunState.start(contract(engine), r.latents, r.conditioning.given) for r in requests]
+    states = [
+        replace(state, delta=state.delta + i, momentum=state.momentum - i) for i, state in enumerate(states)
+    ]
+    joined = RunState.cat(states)
+    assert joined.images == 3
+    for order in ([2, 0], [1, 2], [0]):
+        chosen = joined.select(order)
+        for name in ("latents", "average", "delta", "momentum"):
+            wanted = torch.cat([getattr(states[i], name) for i in order])
+            assert torch.equal(getattr(chosen, name), wanted), name
+        assert chosen.spare.shape == chosen.average.shape
+        pointers = {t.data_ptr() for t in (chosen.average, chosen.spare, joined.average, joined.spare)}
+        assert len(pointers) == 4, "a selected state shares no memory"
+
+
+def test_what_differs_in_size_cannot_share_a_call(engine: PreciseEngine) -> None:
+    request = some_request(engine, random.Random(5), name="cfg")
+    given = request.conditioning
+    state = RunState.start(contract(engine), request.latents, given.given)
+    wide = RunState.start(contract(engine), request.latents.repeat(1, 1, 1, 2), given.given)
+    with pytest.raises(ContractError, match="group them"):
+        RunState.cat([state, wide])
+    longer = Conditioning(
+        given={**given.given, sd3.EMBEDS: given.given[sd3.EMBEDS].repeat(1, 2, 1)}, negative=given.negative
+    )
+    with pytest.raises(ContractError, match="one call takes images of one size"):
+        Conditioning.cat([given, longer])
+    with pytest.raises(ContractError, match="pooled_projections is missing"):
+        RunState.start(contract(engine), request.latents, {sd3.EMBEDS: given.given[sd3.EMBEDS]})
+
+
+def test_noise_is_added_with_the_variance_of_its_image(engine: PreciseEngine) -> None:
+    """A sampler that adds noise beside one that does not, on an engine that predicts nothing."""
+    request = some_request(engine, random.Random(7), name="cfg")
+    quiet = request.plan.steps[0]
+    loud = replace(quiet, log_variance=(-2.0, 3.0))
+    images = [ImageStep(step=s, guidance=request.plan.guidance) for s in (quiet, loud)]
+    (call,) = place_calls([images], contract(engine), CPU)
+    state = RunState.start(contract(engine), request.latents, request.conditioning.given)
+    state = RunState.cat([state, state])
+    given = Conditioning.cat([request.conditioning] * 2)
+    still = FunctionEngine(
+        contract(engine).graph, lambda feeds: {"noise_pred": torch.zeros(len(feeds["branch_rows"]), 1, 1, 1)}
+    )
+    with pytest.raises(InputError, match="adds noise"):
+        step(still, call, state, given.trunk(call.rows))
+    z = torch.randn(2, *request.latents.shape[1:])
+    after, _ = step(still, call, state, given.trunk(call.rows), noise=z)
+    assert torch.equal(after.latents[0], state.latents[0])
+    torch.testing.assert_close(after.latents[1], state.latents[1] + torch.exp(torch.tensor(-1.0)) * z[1])
+
+
+def test_a_schedule_of_other_coefficients_is_what_is_stepped_along(engine: PreciseEngine) -> None:
+    """x' = a x + b prediction, whatever a and b are."""
+    schedule = Schedule(timesteps=(500.0,), sigmas=(0.5,), a=(0.25,), b=(-0.75,), p=(2.0,), q=(0.5,))
+    request = some_request(engine, random.Random(9), name="cfg")
+    plan = make_plan(contract(engine), schedule, Guidance(name="cfg", scale=1.0))
+    start = RunState.start(contract(engine), request.latents, request.conditioning.given)
+    (only,) = denoise(engine, plan, start, request.conditioning)
+    torch.testing.assert_close(only.latents, 0.25 * request.latents - 0.75 * only.guided)
+    torch.testing.assert_close(only.clean, 2.0 * request.latents + 0.5 * only.guided)
