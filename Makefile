@@ -20,7 +20,7 @@ demo: $(STAMP)  ## Export the bundled tiny model and draw pictures with it into 
 	$(BIN)/python -m emag_export.cli.main demo --output out/demo
 
 check: lint  ## Lint and the fast tests: what to run while you work
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(FAST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exports and not slow and not gpu"
 
 test: lint  ## Lint, then run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

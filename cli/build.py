@@ -68,7 +68,7 @@ def _switches() -> list[Any]:
         show_default=True,
         help="random: a known model's configuration with seeded weights, to measure without a download.",
     ),
-    option("--weights-seed", type=click.IntRange(0), help="Of random weights. Default 0."),
+    option("--weights-seed", type=click.IntRange(0), help="Seed of random weights. Default 0."),
     option("--lora", "loras", multiple=True, metavar="PATH[:SCALE]", help="Merge a LoRA; repeatable."),
 )
 @group(
@@ -93,7 +93,7 @@ def _switches() -> list[Any]:
     option(
         "--precision",
         type=click.Choice(list(PRECISIONS)),
-        help="Default: the model's own; see: emag-export models.",
+        help="Of weights and arithmetic; default: the model's own, see: emag-export models.",
     ),
     option("--components", help="Graphs to export, comma-separated; default: all the model has."),
     *_switches(),
@@ -119,8 +119,8 @@ def _switches() -> list[Any]:
 def command(model: str, output: Path | None, as_json: bool, **options: Any) -> None:
     """Export a model into a bundle of ONNX graphs.
 
-    Where TensorRT and a GPU that it accepts are there, engines are compiled of them, too, as the command
-    compile does. Interrupted, it continues with the same command. What is up to date is left alone.
+    If TensorRT and a GPU that it supports are present, engines are compiled too, as by the command compile.
+    What is up to date is left alone; interrupted, the same command continues.
     """
     wanted = _build_options(options)
     output = output or default_folder(model, wanted)

@@ -37,9 +37,9 @@ DEFAULT_PROMPT = "a large red circle to the left of a small blue square on a yel
 @bundle_argument
 @group(
     "Picture",
-    option("--prompt", "prompts", multiple=True, help="Repeatable; all run as one batch."),
+    option("--prompt", "prompts", multiple=True, help="What to draw; repeatable, all run as one batch."),
     option("--negative-prompt", help="What to stay away from."),
-    option("--seed", type=int, help="Of the first picture; the next ones count up. Default 0."),
+    option("--seed", type=int, help="Seed of the first picture; the next ones count up. Default 0."),
 )
 @sampling_options
 @engine_options()

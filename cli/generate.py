@@ -36,7 +36,7 @@ __all__ = ["command", "generate_all"]
     option("--prompt-file", type=click.Path(path_type=Path), help="One prompt per line."),
     option("--negative-prompt", help="What to stay away from."),
     option(
-        "--seed", type=int, help="Of the first picture of each prompt; the next ones count up. Default 0."
+        "--seed", type=int, help="Seed of each prompt's first picture; the next ones count up. Default 0."
     ),
     option("--images", type=click.IntRange(1), default=1, show_default=True, help="Pictures per prompt."),
     option(

@@ -44,7 +44,13 @@ class Command(cloup.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Exchange old spellings before anything else looks at them."""
-        return super().parse_args(ctx, [self._now(word) for word in args])
+        valued = {name for param in self.params if _takes_value(param) for name in param.opts}
+        valued |= {old for old, new in self._renamed.items() if new in valued}
+        before = [None, *args]
+        words = [
+            word if last in valued else self._now(word) for last, word in zip(before, args, strict=False)
+        ]
+        return super().parse_args(ctx, words)
 
     def _now(self, word: str) -> str:
         name, equals, value = word.partition("=")
@@ -52,9 +58,16 @@ class Command(cloup.Command):
             return word
         new = self._renamed[name]
         status.print(
-            f"{name} is now {new}; the old name goes with the next version", style="yellow", markup=False
+            f"{name} is now {new}; the old name goes with the next version",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
         )
         return f"{new}{equals}{value}"
+
+
+def _takes_value(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and not param.is_flag
 
 
 def cli_command(name: str, *, renamed: Mapping[str, str] | None = None) -> Callable[[Decorated], Command]:
@@ -147,7 +160,7 @@ def engine_options(*, several: bool = False) -> Decorator:
             multiple=True,
             default=(EngineConfig.backend,),
             show_default=True,
-            help="Repeatable: they are measured side by side.",
+            help="What runs the bundle; repeatable, they are measured side by side.",
         )
     else:
         backend = option(

@@ -36,23 +36,31 @@ def sampling_options(function: Decorated) -> Decorated:
     """Everything about sampling; what is not given comes from the bundle's defaults."""
     function = group(
         "EMAG",
-        option("--emag-scale", type=float, help="s of EMAG; 1 is no EMAG. Default: the bundle's."),
+        option(
+            "--emag-scale",
+            type=float,
+            help="How far to steer away from the hard negative (s); 1 is no EMAG. Default: the bundle's.",
+        ),
         option(
             "--emag-start",
             type=int,
-            help=f"Averaging begins, in 250ths of the run before its end. Default {_DEFAULTS.start}.",
+            help=f"Where averaging begins, in 250ths of a run before its end. Default {_DEFAULTS.start}.",
         ),
         option(
-            "--emag-delta", type=int, help=f"Perturbation begins this much later. Default {_DEFAULTS.delta}."
+            "--emag-delta",
+            type=int,
+            help=f"How many 250ths later perturbation begins. Default {_DEFAULTS.delta}.",
         ),
-        option("--emag-stop", type=int, help=f"Both end. Default {_DEFAULTS.stop}."),
+        option(
+            "--emag-stop", type=int, help=f"Where both end, in 250ths from the end. Default {_DEFAULTS.stop}."
+        ),
         option(
             "--emag-beta", type=float, help=f"Decay of the moving average per step. Default {_DEFAULTS.beta}."
         ),
         option(
             "--emag-strength",
             type=float,
-            help=f"lambda, how much of the average is used. Default {_DEFAULTS.strength:g}.",
+            help=f"How much of the average is used, 0 to 1 (lambda). Default {_DEFAULTS.strength:g}.",
         ),
         option(
             "--emag-blocks",
@@ -62,8 +70,16 @@ def sampling_options(function: Decorated) -> Decorated:
     )(function)
     return group(
         "Sampling",
-        option("--guidance", type=click.Choice(list(GUIDANCES)), help=f"Default: {Guidance.name}."),
-        option("--guidance-scale", type=float, help="w of CFG or APG. Default: the bundle's."),
+        option(
+            "--guidance",
+            type=click.Choice(list(GUIDANCES)),
+            help=f"Rule that combines the predictions. Default: {Guidance.name}.",
+        ),
+        option(
+            "--guidance-scale",
+            type=float,
+            help="How far to steer towards the prompt (w). Default: the bundle's.",
+        ),
         option("--steps", type=int, help="Denoising steps. Default: the bundle's."),
         option("--height", type=int, help="Pixels. Default: the bundle's."),
         option("--width", type=int, help="Pixels. Default: the bundle's."),

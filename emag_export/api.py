@@ -119,7 +119,8 @@ def build_options(**keywords: Unpack[BuildKeywords]) -> BuildOptions:
             words[name] = member(kind, words[name], name)
     for name in ("emag_candidates", "components", "without"):
         if name in words:
-            words[name] = tuple(words[name])
+            given = words[name]
+            words[name] = tuple(given.split(",")) if isinstance(given, str) else tuple(given)
     if "encoders" in words:
         words["encoders"] = Path(words["encoders"])
     words["loras"] = tuple(_lora(given) for given in words.get("loras", ()))

@@ -232,6 +232,10 @@ class DenoiserContract:
                 f"contract version is {self.version}, this emag-export reads {CONTRACT_VERSION}: "
                 "upgrade emag-export, or rebuild the bundle with this one"
             )
+        self._check_model()
+        self._check_blocks()
+
+    def _check_model(self) -> None:
         _require_dtype("precision", self.precision)
         _require_dtype("state_dtype", self.state_dtype)
         for name in ("num_blocks", "heads", "head_dim", "out_channels"):
@@ -248,6 +252,8 @@ class DenoiserContract:
         if self.prediction not in PREDICTIONS:
             raise ContractError(f"prediction is {self.prediction!r}; it must be {' or '.join(PREDICTIONS)}")
         symbols((*self.latents, *self.grid, self.keys))
+
+    def _check_blocks(self) -> None:
         if not self.blocks:
             raise InputError("no candidate block was given; name at least one with `emag_candidates`")
         if list(self.blocks) != sorted(set(self.blocks)):

@@ -93,17 +93,9 @@ def picture_sizes(
 
 
 def call_sizes(
-    contract: DenoiserContract,
-    geometry: Geometry,
-    *,
-    images: int,
-    height: int,
-    width: int,
-    text: int | None = None,
-    uncond: bool = True,
-    guided: bool = True,
+    contract: DenoiserContract, geometry: Geometry, *, images: int, height: int, width: int
 ) -> Sizes:
-    """Every named dimension of one call of the denoiser.
+    """Every named dimension of a call in which rows ``[u, c]`` of every picture fork into ``[u, c, p]``.
 
     Args:
         contract: Of the denoiser.
@@ -111,21 +103,17 @@ def call_sizes(
         images: Pictures in the call.
         height: Pixels.
         width: Pixels.
-        text: Tokens; None takes the usual number.
-        uncond: Every picture has a row without its prompt.
-        guided: Every picture has a perturbed row.
 
     Raises:
         InputError: If there is no picture, or the model takes none of this size.
     """
     if images < 1:
         raise InputError(f"a call for {images} pictures was asked for; give at least 1")
-    trunk = 1 + uncond
     sizes = {
-        "trunk_rows": trunk * images,
-        "rows": (trunk + guided) * images,
+        "trunk_rows": 2 * images,
+        "rows": 3 * images,
         "tracked": images,
-        "text": geometry.text.usual if text is None else text,
+        "text": geometry.text.usual,
         **picture_sizes(contract, geometry, height=height, width=width),
     }
     return {name: sizes[name] for name in contract.graph.symbols}

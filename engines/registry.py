@@ -101,7 +101,7 @@ def open_backend(config: EngineConfig, bundle: Bundle) -> EngineOpener:
         given = getattr(config, name)
         # A source says where a model is; who does not need it need not know.
         if given != getattr(EngineConfig, name) and name not in backend.takes and name != "source":
-            others = ", ".join(other for other, row in BACKENDS.items() if name in row.takes)
-            raise InputError(f"`{name}` is for {others}, {config.backend} has none; leave it out")
+            others = " and ".join(other for other, row in BACKENDS.items() if name in row.takes)
+            raise InputError(f"`{name}` is for {others}; {config.backend} takes none, leave it out")
     opener: EngineOpener = load(backend.opener)(replace(config, device=device), bundle)
     return opener

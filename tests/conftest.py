@@ -33,6 +33,29 @@ from tests.bundles import (  # noqa: E402, F401  fixtures of several files
     tiny_bundles,
 )
 
+EXPORTING_FIXTURES = {"tiny_bundle", "tiny_bundles", "small_bundle", "small_pipeline", "exported"}
+EXPORTING_FILES = {
+    *(
+        "test_build",
+        "test_build_options",
+        "test_bfloat16",
+        "test_compiled",
+        "test_first_command",
+        "test_fusion",
+    ),
+    *("test_gpu_dry", "test_gpu_script", "test_half", "test_random_model", "test_single_file", "test_source"),
+    *("test_state_precision", "test_tensorrt_build", "test_tiny_sd3", "test_timing_cache", "test_wheel"),
+}
+"""Files whose tests export graphs, compile engines or make environments of their own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what ``make check`` leaves out."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & EXPORTING_FIXTURES or item.path.stem in EXPORTING_FILES:
+            item.add_marker("exports")
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that need a GPU say why they do not run."""

@@ -237,7 +237,7 @@ def test_models_and_doctor() -> None:
         (["--prompt", "x", "--images", "2"], "do not fit into"),
         (
             ["--prompt", "x", "--weight-budget", "64"],
-            "--weight-budget is for tensorrt, tensorrt-rtx, onnxruntime has none",
+            "--weight-budget is for tensorrt and tensorrt-rtx; onnxruntime takes none",
         ),
         (["--like", "missing.png"], "cannot be read as a picture"),
     ],

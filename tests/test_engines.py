@@ -423,16 +423,16 @@ def test_a_device_that_a_backend_does_not_run_on_is_refused(
     [
         ("threads", "onnxruntime"),
         ("provider", "onnxruntime"),
-        ("weight_budget", "tensorrt, tensorrt-rtx"),
+        ("weight_budget", "tensorrt and tensorrt-rtx"),
     ],
 )
 def test_an_option_that_a_backend_does_not_take_is_refused(bundle: Bundle, name: str, takers: str) -> None:
-    others = [backend for backend in BACKENDS if backend not in takers.split(", ")]
+    others = [backend for backend in BACKENDS if backend not in takers.split(" and ")]
     assert others
     for backend in others:
         with pytest.raises(InputError) as caught:
             open_backend(EngineConfig(backend=backend, **{name: SPECIAL[name]}), bundle)
-        assert str(caught.value) == f"`{name}` is for {takers}, {backend} has none; leave it out"
+        assert str(caught.value) == f"`{name}` is for {takers}; {backend} takes none, leave it out"
 
 
 @pytest.mark.parametrize(

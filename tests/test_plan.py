@@ -122,7 +122,7 @@ def test_cost_counts_the_rows_of_every_step(windows: EmagWindows, steps: int, gu
         ("beta", 1.5, "beta is 1.5; it must lie between"),
         ("beta", float("nan"), "beta is nan"),
         ("strength", -0.1, "strength is -0.1"),
-        ("delta", -1, "delta is -1; perturbation cannot begin before"),
+        ("delta", -1, "`emag_delta` is -1; perturbation cannot begin before"),
     ],
 )
 def test_bad_windows_are_refused(option: str, value: float, message: str) -> None:

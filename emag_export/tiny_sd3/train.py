@@ -131,7 +131,7 @@ def snapshot(out: Path, folder: Path) -> None:
 @click.option(
     "--snapshot", "to", type=click.Path(path_type=Path), help="Only write the pipeline as it stands, here."
 )
-def main(
+def main(  # noqa: PLR0913
     out: Path, seed: int, vae_steps: int, dit_steps: int, vae_batch: int, batch: int, rows: int,
     bfloat16: bool, threads: int, to: Path | None,
 ) -> None:  # fmt: skip

@@ -51,7 +51,7 @@ class Batch:
     pads: Rows
 
 
-def train_dit(
+def train_dit(  # noqa: PLR0913
     denoiser: nn.ModuleDict, data: Dataset, plan: Plan, batch: int, seed: int, out: Path, *, bfloat16: bool
 ) -> tuple[nn.ModuleDict, float] | None:
     """Train the transformer with both text encoders.

@@ -38,7 +38,7 @@ class BuiltPlan:
     seconds: float
 
 
-def build_plan(
+def build_plan(  # noqa: PLR0913
     graph: Path,
     spec: GraphSpec,
     profiles: tuple[Profile, ...],

@@ -66,7 +66,7 @@ class EngineRecord:
     """By component."""
 
 
-def plan_key(
+def plan_key(  # noqa: PLR0913
     bundle: Bundle,
     component: str,
     *,
@@ -183,7 +183,7 @@ class EngineFolder:
                 remedy=self.rebuild,
             )
 
-    def save(
+    def save(  # noqa: PLR0913
         self,
         component: str,
         plan: BuiltPlan,

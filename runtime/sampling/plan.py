@@ -43,11 +43,11 @@ class EmagWindows:
     """lambda: 1 replaces the live quantity by its average, 0 leaves it."""
 
     def __post_init__(self) -> None:
-        require_range(0.0, 1.0, beta=self.beta, strength=self.strength)
-        require_finite(start=self.start, delta=self.delta, stop=self.stop)
+        require_range(0.0, 1.0, emag_beta=self.beta, emag_strength=self.strength)
+        require_finite(emag_start=self.start, emag_delta=self.delta, emag_stop=self.stop)
         if self.delta < 0:
             raise InputError(
-                f"delta is {self.delta}; perturbation cannot begin before accumulation, give 0 or more"
+                f"`emag_delta` is {self.delta}; perturbation cannot begin before accumulation, give 0 or more"
             )
 
     def phases(self, steps: int) -> tuple[Phase, ...]:
