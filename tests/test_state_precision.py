@@ -11,7 +11,6 @@ from emag_export.contract import DenoiserContract, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.errors import InputError
-from emag_export.exporter.describe.identify import identify
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
 from emag_export.exporter.graph.fork import Forked, fork
 from emag_export.exporter.graph.onnx_export import export_graph
@@ -112,5 +111,5 @@ def test_compare_has_thresholds_of_its_own_for_it() -> None:
 
 
 def test_averages_in_bfloat16_are_refused() -> None:
-    with pytest.raises(InputError, match="choose float32 or float16"):
-        identify("tiny-sd3", BuildOptions(state_precision="bfloat16"))
+    with pytest.raises(InputError, match="no state precision 'bfloat16'; choose fp32, fp16"):
+        BuildOptions(state_precision="bfloat16")

@@ -215,12 +215,22 @@ def _require_steps(steps: int, most: int | None = None) -> None:
         raise InputError(f"{steps} denoising steps were asked for; this scheduler has at most {most}")
 
 
+_LINEAR: Mapping[str, tuple[Any, Any]] = MappingProxyType(
+    {
+        "prediction_type": ("epsilon", "epsilon"),
+        "clip_sample": (True, False),
+        "thresholding": (False, False),
+        # Epsilon says nothing where no signal is left.
+        "rescale_betas_zero_snr": (False, False),
+    }
+)
+"""Field of a configuration to diffusers' default and to what can be done here."""
+
+
 def _diffusion_config(config: Config) -> dict[str, Any]:
     """Refuse what is not linear in the prediction, or not epsilon."""
-    for name, wanted in (("prediction_type", "epsilon"), ("clip_sample", False), ("thresholding", False)):
-        defaults = {"prediction_type": "epsilon", "clip_sample": True, "thresholding": False}
-        if config.get(name, defaults[name]) != wanted:
-            found = config.get(name, defaults[name])
+    for name, (default, wanted) in _LINEAR.items():
+        if (found := config.get(name, default)) != wanted:
             raise ModelError(f"{name} of the scheduler is {found}; only {wanted} is supported")
     return dict(config)
 

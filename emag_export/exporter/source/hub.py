@@ -13,7 +13,7 @@ __all__ = ["download"]
 def download(hub_id: str, revision: str | None) -> Path:
     """Bring what an export reads of a hub model into the cache, and say where that is.
 
-    Cache (``HF_HOME``), ``HF_HUB_OFFLINE`` and tokens are the hub library's business.
+    Cache (``HF_HOME``), ``HF_HUB_OFFLINE`` and tokens are settings of the hub library.
 
     Args:
         hub_id: ``owner/name``.
