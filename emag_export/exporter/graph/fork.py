@@ -8,6 +8,7 @@ pass is thrown away. So rows ``[u, c]`` run through the trunk, ``branch_rows`` f
 
 from collections.abc import Mapping
 from inspect import Parameter, Signature
+from types import MethodType
 from typing import Any
 
 import torch
@@ -42,13 +43,15 @@ class Forked(nn.Module):
         for name, table in blocks.constants.items():
             self.register_buffer(name, table, persistent=False)
 
-        # torch.export binds arguments by signature, and cannot export a function of **inputs without one.
-        def forward(**inputs: Tensor) -> tuple[Tensor, ...]:
-            return self._run(inputs)
+        # torch.export binds arguments by signature, and cannot export a function of **inputs without one. A
+        # bound method and not a closure, so that a copy of the module runs its own weights.
+        def forward(fork: Forked, **inputs: Tensor) -> tuple[Tensor, ...]:
+            return fork._run(inputs)
 
+        own = Parameter("fork", Parameter.POSITIONAL_OR_KEYWORD)
         parameters = [Parameter(tensor.name, Parameter.KEYWORD_ONLY) for tensor in contract.graph.inputs]
-        forward.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        self.forward = forward
+        forward.__signature__ = Signature([own, *parameters])  # type: ignore[attr-defined]
+        self.forward = MethodType(forward, self)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         contract, blocks = self.contract, self._blocks
