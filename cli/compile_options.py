@@ -132,10 +132,7 @@ def compile_engines(bundle: Bundle, flavour: Flavour, options: EngineOptions) ->
     """
     work = plan_engine_build(bundle, flavour, options)
     with progress_bar("engines", None) as progress:
-        report = bar_reporter(progress, "engine: ")
-        for component in work.missing:
-            progress.console.print(f"  {component}: engine: build")
-        records = work.run(report)
+        records = work.run(bar_reporter(progress, "engine: "))
     folder: Path = work.folder.path
     return {
         "folder": str(folder),

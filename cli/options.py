@@ -72,7 +72,14 @@ def _takes_value(param: click.Parameter) -> bool:
 
 def cli_command(name: str, *, renamed: Mapping[str, str] | None = None) -> Callable[[Decorated], Command]:
     """Make a command of a function; see :class:`Command`."""
-    made: Any = cloup.command(name, cls=Command, renamed=renamed, align_option_groups=False)
+    # Said again for every command: click remembers the help option of whoever asks for it first.
+    made: Any = cloup.command(
+        name,
+        cls=Command,
+        renamed=renamed,
+        align_option_groups=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     return made  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ from emag_export.bundle import Bundle
 from emag_export.contract import Renorm, Variant, member
 from emag_export.errors import InputError
 from emag_export.options import BuildOptions, Lora
-from emag_export.progress import Progress, silent
+from emag_export.progress import Event, Progress, silent
 
 __all__ = ["BuildKeywords", "CompileKeywords", "build", "build_options", "compile", "compile_options"]
 
@@ -79,7 +79,6 @@ def build(
         MissingDependencyError: If a package that exporting needs is absent.
     """
     from emag_export.exporter.describe.identify import finished_bundle, identify
-    from emag_export.progress import Event
 
     wanted = build_options(**options)
     out = Path(output) if output is not None else default_folder(model, wanted)

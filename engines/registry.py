@@ -73,7 +73,8 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
 )
 """Everything that runs a denoiser."""
 
-_NOT_EVERYWHERE = ("threads", "provider", "weight_budget", "source")
+_NOT_EVERYWHERE = ("threads", "provider", "weight_budget")
+"""Options that are refused where a backend has none. ``source`` only says where a model is, so it is not."""
 
 
 def open_backend(config: EngineConfig, bundle: Bundle) -> EngineOpener:
@@ -98,9 +99,7 @@ def open_backend(config: EngineConfig, bundle: Bundle) -> EngineOpener:
             f"{config.backend} runs on {' and '.join(backend.runs_on)}, not on {device}; leave out `device`"
         )
     for name in _NOT_EVERYWHERE:
-        given = getattr(config, name)
-        # A source says where a model is; who does not need it need not know.
-        if given != getattr(EngineConfig, name) and name not in backend.takes and name != "source":
+        if getattr(config, name) != getattr(EngineConfig, name) and name not in backend.takes:
             others = " and ".join(other for other, row in BACKENDS.items() if name in row.takes)
             raise InputError(f"`{name}` is for {others}; {config.backend} takes none, leave it out")
     opener: EngineOpener = load(backend.opener)(replace(config, device=device), bundle)

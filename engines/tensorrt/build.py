@@ -62,6 +62,7 @@ class EngineBuild:
             if part.component not in self.missing:
                 progress(Event(component=part.component, phase="reuse", done=1, total=1))
                 continue
+            progress(Event(component=part.component, phase="compile", done=0, total=1))
             graph = self.bundle.graph(part.component)
             if self.gpu is not None:
                 need = _weights(graph) + _inputs_and_outputs(part)

@@ -149,7 +149,11 @@ def _lowered(size: SizeRange, less: int) -> SizeRange:
 
 
 def _resolution(model: Sized, options: EngineOptions) -> tuple[SizeRange, SizeRange]:
-    """Pixels of both sides, once by arithmetic and once checked against what the model takes."""
+    """Pixels of both sides: as asked for, else half to one and a half of the model's own size.
+
+    Raises:
+        InputError: If the model takes no picture of the smallest or the largest size.
+    """
     contract, defaults = model.contract, model.defaults
     cells = side_pixels(contract, model.geometry)
     sides = contract.latents[-2:]

@@ -71,7 +71,8 @@ def identify(model: str, options: BuildOptions, progress: Progress = silent) -> 
     require_packages("accelerate", "onnx", "onnxscript", "onnxruntime", purpose="exporting")
     source = resolve(model, revision=options.revision, seed=options.weights_seed)
     encoders = None if options.encoders is None else Bundle(options.encoders)
-    pixels = source.family.latents(source.config("vae")).pixels_per_latent
+    decoder = source.family.component(source.family.decoder)
+    pixels = source.family.latents(source.config(decoder.folder)).pixels_per_latent
     defaults = _defaults(source, options, pixels)
     contract = _contract(source, options, defaults)
     components, shared = choose_components(source, options, encoders)
