@@ -33,7 +33,14 @@ from tests.bundles import (  # noqa: E402, F401  fixtures of several files
     tiny_bundles,
 )
 
-EXPORTING_FIXTURES = {"tiny_bundle", "tiny_bundles", "small_bundle", "small_pipeline", "exported"}
+EXPORTING_FIXTURES = {
+    "tiny_bundle",
+    "tiny_bundles",
+    "small_bundle",
+    "small_pipeline",
+    "exported",
+    "float16_denoiser",
+}
 EXPORTING_FILES = {
     *(
         "test_build",

@@ -59,7 +59,7 @@ def _keep_denoiser(whole: Path, path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def half(shared_folder: Path) -> Path:
+def float16_denoiser(shared_folder: Path) -> Path:
     """The denoiser of tiny-sd3 in float16, built alone."""
     options = BuildOptions(precision="float16", components=(DENOISER,))
     return once(shared_folder / "tiny-half", lambda path: build("tiny-sd3", path, options))
@@ -69,9 +69,9 @@ def have(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: available)
 
 
-def test_a_float16_graph_loses_less_than_pytorch(half: Path) -> None:
+def test_a_float16_graph_loses_less_than_pytorch(float16_denoiser: Path) -> None:
     """onnxruntime computes float16 in float32 on a CPU; measured 0.31 to 0.70 of PyTorch's error."""
-    bundle = Bundle(half)
+    bundle = Bundle(float16_denoiser)
     result = check_bundle(bundle, opener(threads=1), requests(bundle))
     assert result.failures() == []
     assert result.floor is not None
@@ -79,13 +79,15 @@ def test_a_float16_graph_loses_less_than_pytorch(half: Path) -> None:
     assert all(set(step.floor) == set(step.errors) for step in result.steps)
 
 
-def test_the_floor_is_measured_only_where_it_says_something(half: Path, tiny_bundle: Path) -> None:
-    for bundle, floor in ((Bundle(half), False), (Bundle(tiny_bundle), True)):
+def test_the_floor_is_measured_only_where_it_says_something(
+    float16_denoiser: Path, tiny_bundle: Path
+) -> None:
+    for bundle, floor in ((Bundle(float16_denoiser), False), (Bundle(tiny_bundle), True)):
         assert check_bundle(bundle, opener(threads=1), requests(bundle), floor=floor).floor is None
 
 
-def test_recording_first_changes_no_number(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = Bundle(half)
+def test_recording_first_changes_no_number(float16_denoiser: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(float16_denoiser)
     told, found = [], []
     asked = [replace(r, guidance=replace(r.guidance, name="emag+cads")) for r in requests(bundle)]
     for available in (PLENTY, SCARCE):
