@@ -1,8 +1,7 @@
-"""Engines: all do what a graph's contract says and refuse what does not fit; the table says who runs what."""
+"""Engines: all do what a graph's contract says and refuse what does not fit."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emag_export.bundle import Bundle
 from emag_export.contract import GraphSpec, TensorSpec, Variant
 from emag_export.engines.compiled import CompiledEngine
-from emag_export.engines.config import EngineConfig
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.function import FunctionEngine
 from emag_export.engines.observed import ObservedEngine
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.engines.protocol import Engine, check_feeds
-from emag_export.engines.registry import BACKENDS, EngineOpener, open_backend
-from emag_export.engines.tensorrt.flavour import FLAVOURS
-from emag_export.errors import ContractError, EngineError, InputError
+from emag_export.errors import ContractError, EngineError
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
-from emag_export.families.family import load
 from tests.conftest import Exported, Exporter
 from tests.typecheck import unchecked
 
@@ -232,217 +226,3 @@ def test_a_profile_is_written_once_when_the_session_closes(graph: Exported, tmp_
         (written,) = tmp_path.iterdir()
         before = written.read_bytes()
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
-
-
-SUM = GraphSpec(
-    name="part",
-    inputs=(TensorSpec(name="x", dtype="float32", dims=("n",)),),
-    outputs=(
-        TensorSpec(name="double", dtype="float32", dims=("n",)),
-        TensorSpec(name="sum", dtype="float32", dims=()),
-    ),
-)
-X = {"x": torch.arange(3.0)}
-
-
-def test_a_function_is_an_engine() -> None:
-    """What it does not compute is left as it is, in the caller's buffer."""
-    given: list[Mapping[str, Tensor]] = []
-
-    def double(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        given.append(feeds)
-        return {"double": 2 * feeds["x"]}
-
-    kept = torch.tensor(94.0)
-    with FunctionEngine(SUM, double, name="doubles") as engine:
-        outputs = engine.run(X, out={"sum": kept})
-    assert engine.name == "doubles"
-    assert [dict(feeds) for feeds in given] == [X]
-    assert list(outputs) == ["double", "sum"]
-    assert outputs["double"].tolist() == [0.0, 2.0, 4.0]
-    assert outputs["sum"] is kept
-    assert kept == 94.0
-
-
-def test_an_engine_without_a_function_gives_outputs_of_the_right_shapes_and_computes_nothing() -> None:
-    kept = torch.tensor([3.0, 4.0, 5.0])
-    outputs = FunctionEngine(SUM).run(X, out={"double": kept})
-    assert {name: tuple(tensor.shape) for name, tensor in outputs.items()} == {"double": (3,), "sum": ()}
-    assert outputs["double"] is kept
-    assert kept.tolist() == [3.0, 4.0, 5.0]
-
-
-def test_a_function_runs_where_it_is_said_to() -> None:
-    engine = FunctionEngine(SUM, device="meta")
-    assert engine.device == torch.device("meta")
-    assert {tensor.device.type for tensor in engine.run({"x": X["x"].to("meta")}).values()} == {"meta"}
-    with pytest.raises(ContractError, match="x lies on cpu, this engine runs on meta"):
-        engine.run(X)
-
-
-class Watched(FunctionEngine):
-    """Writes down what is asked of it."""
-
-    def __init__(self, log: list[str]) -> None:
-        super().__init__(SUM, lambda feeds: {"double": 2 * feeds["x"]}, name="inner")
-        self.log = log
-
-    def run(self, feeds: Mapping[str, Tensor], out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """As ever."""
-        self.log.append("run")
-        return super().run(feeds, out)
-
-    def close(self) -> None:
-        """As ever."""
-        self.log.append("close")
-
-
-def test_an_observed_engine_tells_of_every_call_before_and_after() -> None:
-    log: list[str] = []
-    seen: list[Mapping[str, Tensor]] = []
-    inner, buffer = Watched(log), torch.empty(3)
-
-    def before(feeds: Mapping[str, Tensor]) -> None:
-        log.append("before")
-        assert feeds is X
-
-    def after(feeds: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        log.append("after")
-        assert feeds is X
-        seen.append(outputs)
-
-    with ObservedEngine(inner, before=before, after=after) as engine:
-        assert (engine.name, engine.spec, engine.device) == (inner.name, inner.spec, inner.device)
-        first, second = engine.run(X, out={"double": buffer}), engine.run(X)
-    assert log == [*["before", "run", "after"] * 2, "close"]
-    assert seen[0] is first
-    assert seen[1] is second
-    assert first["double"] is buffer
-    assert buffer.tolist() == second["double"].tolist() == [0.0, 2.0, 4.0]
-
-
-def test_a_call_that_fails_was_begun_and_gave_nothing() -> None:
-    log: list[str] = []
-    engine = ObservedEngine(
-        Watched(log),
-        before=lambda feeds: log.append("before"),
-        after=lambda feeds, outputs: log.append("after"),
-    )
-    with pytest.raises(ContractError, match="was not fed x"):
-        engine.run({})
-    assert log == ["before", "run"]
-
-
-def test_nobody_need_watch() -> None:
-    assert ObservedEngine(Watched([])).run(X)["double"].tolist() == [0.0, 2.0, 4.0]
-
-
-@pytest.fixture
-def bundle(tiny_bundle: Path) -> Bundle:
-    return Bundle(tiny_bundle)
-
-
-def test_the_table_of_backends() -> None:
-    assert set(BACKENDS) == {"onnxruntime", *FLAVOURS, "torch", "torch-compile"}
-    assert EngineConfig().backend in BACKENDS
-    for name, row in BACKENDS.items():
-        assert callable(load(row.opener)), name
-        assert row.runs_on, name
-        assert set(row.runs_on) <= {"cpu", "cuda"}, name
-        assert set(row.takes) <= set(asdict(EngineConfig())), name
-        assert row.needs_source == ("source" in row.takes), name
-        assert row.summary, name
-
-
-SPECIAL: dict[str, Any] = {
-    "threads": 2,
-    "provider": "CUDAExecutionProvider",
-    "weight_budget": 0,
-    "source": "elsewhere",
-}
-"""Options that not every backend takes, other than by default."""
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_backend_is_opened_as_configured_on_its_first_device(
-    bundle: Bundle, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A source is welcome everywhere: who does not need it need not know where the model is."""
-    row, given = BACKENDS[backend], []
-
-    def opened(config: EngineConfig, of: Bundle) -> EngineOpener:
-        given.append(config)
-        assert of is bundle
-        return made
-
-    def made(bundle: Bundle, component: str) -> Engine:
-        return FunctionEngine(bundle.spec(component))
-
-    monkeypatch.setattr(row.opener.replace(":", "."), opened)
-    words = {name: SPECIAL[name] for name in {*row.takes, "source"}}
-    assert open_backend(EngineConfig(backend=backend, cuda_graphs=False, **words), bundle) is made
-    assert given == [EngineConfig(backend=backend, device=row.runs_on[0], cuda_graphs=False, **words)]
-    for device in (*row.runs_on, *["cuda:1"] * ("cuda" in row.runs_on)):
-        open_backend(EngineConfig(backend=backend, device=device), bundle)
-        assert given[-1].device == device
-
-
-def test_onnxruntime_is_what_opens_a_component_where_nothing_is_said(bundle: Bundle) -> None:
-    with open_backend(EngineConfig(), bundle)(bundle, "vae_decoder") as engine:
-        assert isinstance(engine, OnnxRuntimeEngine)
-        assert (engine.device, engine.spec) == (torch.device("cpu"), bundle.spec("vae_decoder"))
-
-
-def test_an_unknown_backend_is_refused_with_the_known_ones(bundle: Bundle) -> None:
-    with pytest.raises(InputError) as caught:
-        open_backend(EngineConfig(backend="openvino"), bundle)
-    assert str(caught.value) == (
-        "there is no `backend` 'openvino'; choose onnxruntime, tensorrt, tensorrt-rtx, torch, torch-compile"
-    )
-
-
-@pytest.mark.parametrize(
-    ("backend", "device", "says"),
-    [
-        ("tensorrt", "cpu", "tensorrt runs on cuda, not on cpu; leave out `device`"),
-        ("tensorrt-rtx", "cpu:0", "tensorrt-rtx runs on cuda, not on cpu:0; leave out `device`"),
-        ("onnxruntime", "tpu", "onnxruntime runs on cpu and cuda, not on tpu; leave out `device`"),
-        ("torch", "cuda0", "torch runs on cpu and cuda, not on cuda0; leave out `device`"),
-    ],
-)
-def test_a_device_that_a_backend_does_not_run_on_is_refused(
-    bundle: Bundle, backend: str, device: str, says: str
-) -> None:
-    with pytest.raises(InputError) as caught:
-        open_backend(EngineConfig(backend=backend, device=device), bundle)
-    assert str(caught.value) == says
-
-
-@pytest.mark.parametrize(
-    ("name", "takers"),
-    [
-        ("threads", "onnxruntime"),
-        ("provider", "onnxruntime"),
-        ("weight_budget", "tensorrt and tensorrt-rtx"),
-    ],
-)
-def test_an_option_that_a_backend_does_not_take_is_refused(bundle: Bundle, name: str, takers: str) -> None:
-    others = [backend for backend in BACKENDS if backend not in takers.split(" and ")]
-    assert others
-    for backend in others:
-        with pytest.raises(InputError) as caught:
-            open_backend(EngineConfig(backend=backend, **{name: SPECIAL[name]}), bundle)
-        assert str(caught.value) == f"`{name}` is for {takers}; {backend} takes none, leave it out"
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"threads": -1}, "`threads` is -1; give 0 or more"),
-        ({"weight_budget": -1}, "`weight_budget` is -1 MiB; give 0 or more"),
-    ],
-)
-def test_numbers_below_nothing_are_refused(wrong: dict[str, Any], says: str) -> None:
-    with pytest.raises(InputError) as caught:
-        EngineConfig(**wrong)
-    assert str(caught.value) == says

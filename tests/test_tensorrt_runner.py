@@ -1,102 +1,24 @@
 """The TensorRT runner around engines that compute on the host: addresses, contexts, captures, kernels."""
 
 import gc
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tensorrt_rtx
 import torch
-from torch import Tensor
 
 from emag_export.engines.tensorrt import runner
-from emag_export.engines.tensorrt.flavour import FLAVOURS, Flavour
-from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
-from emag_export.engines.tensorrt.runner import RunOptions, StoredPlan, TensorRTEngine
-from emag_export.engines.tensorrt.store import EngineFolder, PlanRecord
-from emag_export.engines.tensorrt.streaming import automatic_budget, set_budget
+from emag_export.engines.tensorrt.flavour import Flavour
 from emag_export.engines.tensorrt.workspace import empty_aligned
-from emag_export.errors import Call, EngineError
+from emag_export.errors import EngineError
 from tests import tensorrt_double as double
-from tests.tensorrt_double import SPEC, HostGraph, HostWorkspace
-
-RTX = FLAVOURS["tensorrt-rtx"]
-TENSORRT = replace(FLAVOURS["tensorrt"], module="tensorrt_rtx", minimum=(1, 4))
-"""With the enumerations of the module that is installed; both share their Python API."""
-REBUILD = Call(verb="compile", arguments={"bundle": "bundle", "backend": "tensorrt"})
-
-
-class Bench:
-    """An engine under test, and what it was made of."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.log: list[str] = []
-        self.plan_engine = double.Engine(self.log)
-        self.workspace = HostWorkspace(self.log)
-        self.folder = EngineFolder(folder, REBUILD)
-        self.streaming = False
-        monkeypatch.setattr(TensorRTEngine, "_deserialise", lambda engine: self._load(engine))
-        monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "host")
-        monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
-        monkeypatch.setattr("torch.cuda.CUDAGraph", HostGraph)
-        monkeypatch.setattr(HostGraph, "ending_fails", False)
-
-    def _load(self, engine: TensorRTEngine) -> double.Engine:
-        engine._runtime = None
-        return self.plan_engine
-
-    def open(self, flavour: Flavour = TENSORRT, **options: bool) -> TensorRTEngine:
-        sizes = {"tracked": (1, 4), "w": (64, 64)}
-        profiles = tuple(
-            {n: SizeRange(min=a, opt=a, max=b) for n, (a, b) in sizes.items()}
-            | {"rows": SizeRange(min=1, opt=rows, max=4 * rows)}
-            for rows in ((3,) if flavour is RTX else (2, 3))
-        )
-        record = PlanRecord(
-            key="",
-            file="transformer.plan",
-            bytes=1,
-            sha256="",
-            precision="float32",
-            profiles=profiles,
-            options=EngineOptions(weight_streaming=self.streaming),
-            memory={},
-            warnings=(),
-            seconds=0.0,
-        )
-        plan = StoredPlan(
-            component="transformer",
-            path=self.folder.path / record.file,
-            record=record,
-            folder=self.folder,
-            graph=lambda: self.folder.path,
-        )
-        return TensorRTEngine(plan, SPEC, flavour, self.workspace, RunOptions(**options))
+from tests.tensorrt_bench import REBUILD, RTX, TENSORRT, Bench, call, state
+from tests.tensorrt_double import HostGraph
 
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(tmp_path, monkeypatch)
-
-
-def state(pictures: int = 1) -> Tensor:
-    """A buffer of averages, at an address that TensorRT takes."""
-    return empty_aligned((pictures, 64), torch.float32, torch.device("cpu")).normal_()
-
-
-def call(
-    engine: TensorRTEngine, average: Tensor, spare: Tensor | None, rows: int = 2, seed: int = 0
-) -> Mapping[str, Tensor]:
-    """Run once with new inputs, hold the results against the definition, and give them."""
-    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(seed))
-    wanted = {"y": 2 * x, "ema_state_out": average + x[: len(average)]}
-    got = engine.run({"x": x, "ema_state": average}, out=None if spare is None else {"ema_state_out": spare})
-    assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
-    assert spare is None or got["ema_state_out"] is spare
-    return got
 
 
 @pytest.mark.parametrize(
@@ -330,67 +252,3 @@ def test_tensorrt_rtx_is_configured_by_strategy(bench: Bench, eager_kernels: boo
         assert {
             config.dynamic_shapes_kernel_specialization_strategy for config in bench.plan_engine.configs
         } == {kernels.EAGER if eager_kernels else kernels.LAZY}
-
-
-GB = 10**9
-
-
-@pytest.mark.parametrize(
-    ("free", "budget"),
-    [(20 * GB, 11 * GB), (40 * GB, 16 * GB), (5 * GB, 0)],
-    ids=["what is left", "all of them", "none"],
-)
-def test_the_automatic_budget_is_what_is_left_beside_scratch_and_tensors(free: int, budget: int) -> None:
-    """16 GB of weights, 6 GB of scratch, 1 GB of tensors, a tenth in reserve: beyond 2^31 throughout."""
-    engine = SimpleNamespace(
-        streamable_weights_size=16 * GB, device_memory_size_v2=6 * GB, weight_streaming_budget_v2=0
-    )
-    assert automatic_budget(engine, free, GB) == budget
-    set_budget(engine, budget)
-    assert engine.weight_streaming_budget_v2 == budget
-
-
-class Wrapping:
-    """Keeps budgets in 32 bits."""
-
-    streamable_weights_size = 16 * GB
-
-    def __init__(self) -> None:
-        self._budget = 0
-
-    @property
-    def weight_streaming_budget_v2(self) -> int:
-        return self._budget
-
-    @weight_streaming_budget_v2.setter
-    def weight_streaming_budget_v2(self, wanted: int) -> None:
-        self._budget = wanted % 2**32
-
-
-def test_a_budget_that_did_not_arrive_is_an_error() -> None:
-    set_budget(Wrapping(), 4 * GB)
-    with pytest.raises(EngineError, match=r"^11000000000 bytes .* keeps 2410065408; .*`weight_budget`"):
-        set_budget(Wrapping(), 11 * GB)
-
-
-@pytest.mark.parametrize(("wanted", "kept"), [(None, 11 * GB), (3 * GB, 3 * GB)])
-def test_an_engine_that_streams_weights_gets_its_budget(
-    bench: Bench, wanted: int | None, kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Free memory is read with a budget of nothing; averages and tensors of the double take 12 kB."""
-    bench.streaming = True
-    engine: object = bench.plan_engine
-    vars(engine).update(streamable_weights_size=16 * GB, device_memory_size_v2=6 * GB)
-    vars(engine).update(weight_streaming_budget_v2=16 * GB)
-
-    def free(device: torch.device) -> tuple[int, int]:
-        assert vars(engine)["weight_streaming_budget_v2"] == 0
-        return 17 * GB // 9 * 10, 80 * GB
-
-    monkeypatch.setattr("torch.cuda.mem_get_info", free)
-    with bench.open(weight_budget=wanted) as opened:  # type: ignore[arg-type]
-        assert vars(engine)["weight_streaming_budget_v2"] == pytest.approx(kept, abs=13_000)
-        average, spare = state(), state()
-        for seed in range(3):
-            call(opened, average, spare, seed=seed)
-        assert len(bench.plan_engine.contexts) == 2, "streaming cannot be captured"

@@ -1,34 +1,28 @@
 """The library speaks Python, the command line its own words: options and commands, of the same errors."""
 
 import ast
-import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner
 
 import emag_export
-from emag_export.api import BuildKeywords, CompileKeywords, build_options
-from emag_export.bundle import DENOISER, MANIFEST, Bundle
-from emag_export.cli.console import status
+from emag_export.api import BuildKeywords, CompileKeywords
+from emag_export.bundle import Bundle
 from emag_export.cli.main import main
 from emag_export.cli.words import command_of, in_words, option_of, sentence
 from emag_export.contract import PRECISIONS, Variant
 from emag_export.engines.config import EngineKeywords
 from emag_export.engines.tensorrt.build import compile_call
 from emag_export.errors import PARAMETER, Call, EmagError, InputError
-from emag_export.exporter.describe.identify import identify
 from emag_export.families import SWITCHES
-from emag_export.manifest import Manifest
-from emag_export.options import BuildOptions, Lora
-from emag_export.records import dump_record
+from emag_export.options import Lora
 from emag_export.runtime.keywords import SAMPLING_KEYWORDS
-from emag_export.shared_encoders import record_encoders
+from tests.command_line import commands, options_of, parsed
 
 ROOT = Path(emag_export.__file__).resolve().parent.parent
 ABOVE = ("cli/", "emag_export/tiny_sd3/")
@@ -42,17 +36,6 @@ def sources() -> list[Path]:
     folders = [ROOT / name for name in ("emag_export", "engines", "runtime")]
     found = {path.resolve() for folder in folders for path in folder.rglob("*.py")}
     return sorted(path for path in found if not path.relative_to(ROOT).as_posix().startswith(ABOVE))
-
-
-def commands() -> dict[str, click.Command]:
-    context = click.Context(main)
-    found = {name: main.get_command(context, name) for name in main.list_commands(context)}
-    return {name: command for name, command in found.items() if command is not None}
-
-
-def options_of(command: click.Command) -> set[str]:
-    """Every spelling, ``--no-…`` included."""
-    return {spelling for option in command.params for spelling in (*option.opts, *option.secondary_opts)}
 
 
 ALL_OPTIONS = set().union(*(options_of(command) for command in commands().values()))
@@ -185,189 +168,6 @@ def test_engines_are_compiled_by_the_command_that_is_named(tiny_bundle: Path) ->
         ("sm86", "sm89"),
     )
     assert "--target" not in command_of(compile_call(Bundle(tiny_bundle), "tensorrt"))
-
-
-def parsed(command: str) -> dict[str, Any]:
-    """What the command line makes of a command."""
-    program, verb, *words = shlex.split(command)
-    assert program == "emag-export"
-    return commands()[verb].make_context(verb, words).params
-
-
-Rebuilt = tuple[str, Path, BuildOptions, bool]
-
-
-@pytest.fixture
-def rebuilt(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Rebuilt]:
-    """Runs a build command up to where the model would be looked for: model, folder, options, overwrite."""
-    seen: list[Rebuilt] = []
-
-    def stop(model: str, output: Path, wanted: BuildOptions, *, overwrite: bool, compiled: bool) -> Bundle:
-        seen.append((model, output, wanted, overwrite))
-        raise InputError("far enough")
-
-    monkeypatch.setattr("emag_export.cli.build._bundle", stop)
-
-    def run(command: str) -> Rebuilt:
-        done = CliRunner().invoke(main, [*shlex.split(command)[1:], "--backend", "none"])
-        assert "far enough" in done.output, done.output
-        return seen.pop()
-
-    return run
-
-
-def described(model: str, options: BuildOptions, folder: Path) -> Bundle:
-    """The bundle that a build would write, without its graphs: ``bundle.json`` decides how it is rebuilt."""
-    plan = identify(model, options)
-    encoders = None
-    if plan.encoders is not None:
-        encoders = record_encoders(plan.encoders, folder, plan.contract, plan.geometry, plan.shared)
-    manifest = Manifest(
-        key=plan.key,
-        contract=plan.contract,
-        defaults=plan.defaults,
-        geometry=plan.geometry,
-        graphs=dict.fromkeys(plan.components, plan.contract.graph),
-        precision_notes={},
-        preview=None,
-        source=plan.provenance,
-        encoders=encoders,
-        files={},
-    )
-    folder.mkdir()
-    (folder / MANIFEST).write_text(dump_record(manifest))
-    return Bundle(folder)
-
-
-def test_the_tiny_bundle_is_rebuilt_as_itself(
-    tiny_bundle: Path, rebuilt: Callable[[str], Rebuilt], tmp_path: Path
-) -> None:
-    bundle = Bundle(tiny_bundle)
-    model, output, options, overwrite = rebuilt(command_of(bundle.rebuild()))
-    assert (model, output, overwrite) == ("tiny-sd3", tiny_bundle, True)
-    assert identify(model, options).key == bundle.key
-    model, output, options, overwrite = rebuilt(command_of(bundle.rebuild(tmp_path / "a b")))
-    assert (model, output, overwrite) == ("tiny-sd3", tmp_path / "a b", False)
-    assert identify(model, options).key == bundle.key
-
-
-@pytest.mark.parametrize(
-    "keywords",
-    [
-        {},
-        {"variant": "emag-t", "renorm": "none", "precision": "fp16", "state_precision": "fp16"},
-        {"variant": "emag", "emag_candidates": [2, 4], "max_sequence_length": 7},
-        {"without": ["text_encoder_3"]},
-        {"components": [DENOISER, "vae_decoder"], "precision": "bf16"},
-        {"weights_seed": 3},
-        {"loras": [("{tmp}/a lora.safetensors", -0.25), "{tmp}/a lora.safetensors"]},
-        {"encoders": "{tiny}"},
-        {"encoders": "{tiny}", "without": ["text_encoder_3"], "variant": "emag"},
-    ],
-)
-def test_every_option_survives_a_rebuild(
-    keywords: dict[str, Any], tiny_bundle: Path, rebuilt: Callable[[str], Rebuilt], tmp_path: Path
-) -> None:
-    """As a command and as a call in Python, both as they are printed."""
-    (tmp_path / "a lora.safetensors").write_bytes(b"identified by its hash, not read")
-    filled = json.dumps(keywords).replace("{tmp}", str(tmp_path)).replace("{tiny}", str(tiny_bundle))
-    words = json.loads(filled)
-    words["loras"] = [tuple(lora) if isinstance(lora, list) else lora for lora in words.get("loras", ())]
-    model = "sd3-narrow" if "weights_seed" in words else "tiny-sd3"
-    bundle = described(model, build_options(**words), tmp_path / "b")
-    assert bundle.key == identify(model, build_options(**words)).key
-
-    call = bundle.rebuild()
-    found, output, options, overwrite = rebuilt(command_of(call))
-    assert (found, output, overwrite) == (model, bundle.path, True)
-    assert identify(found, options).key == bundle.key
-
-    typed = ast.parse(str(call), mode="eval").body
-    assert isinstance(typed, ast.Call)
-    arguments = {str(word.arg): ast.literal_eval(word.value) for word in typed.keywords}
-    assert (arguments.pop("output"), arguments.pop("overwrite")) == (str(bundle.path), True)
-    assert identify(arguments.pop("model"), build_options(**arguments)).key == bundle.key
-
-
-def test_a_change_is_part_of_the_call(tiny_bundle: Path, rebuilt: Callable[[str], Rebuilt]) -> None:
-    call = Bundle(tiny_bundle).rebuild(Path("b"), variant=Variant.EMAG_I)
-    _, output, options, _ = rebuilt(command_of(call))
-    assert (output, options.variant) == (Path("b"), Variant.EMAG_I)
-
-
-WINDOWS = {
-    "--beta": ("--emag-beta", "0.5"),
-    "--start": ("--emag-start", "200"),
-    "--delta": ("--emag-delta", "20"),
-    "--stop": ("--emag-stop", "10"),
-    "--strength": ("--emag-strength", "0.25"),
-    "--blocks": ("--emag-blocks", "3-4"),
-}
-SIDES = {"--height": ("--height-range", "64"), "--width": ("--width-range", "32:64:96")}
-OLD: dict[str, tuple[list[str], dict[str, tuple[str, str]]]] = {
-    "build": (
-        ["--model", "tiny-sd3"],
-        {"--emag-layers": ("--emag-candidates", "3,4"), "--seed": ("--weights-seed", "1"), **SIDES},
-    ),
-    "compile": (["b", "--backend", "tensorrt-rtx"], SIDES),
-    "generate": (["b", "-o", "a.png"], WINDOWS),
-    "compare": (["b"], {**WINDOWS, "--reference": ("--source", "somewhere")}),
-    "bench": (
-        ["b"],
-        {**WINDOWS, "--reference": ("--source", "somewhere"), "--images": ("--batch-size", "2")},
-    ),
-    "plan": (["b"], WINDOWS),
-}
-"""Command to what it needs, and to its old spellings with the new ones and a value."""
-
-
-def test_every_old_spelling_is_in_the_table_and_free() -> None:
-    """An option that has an old spelling today would be read as the new one."""
-    for name, command in commands().items():
-        renamed = getattr(command, "_renamed", {})
-        assert renamed == {old: new for old, (new, _) in OLD.get(name, ([], {}))[1].items()}, name
-        assert not renamed.keys() & options_of(command)
-        assert options_of(command) >= set(renamed.values())
-
-
-@pytest.mark.parametrize("name", OLD)
-def test_old_spellings_work_with_a_hint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the value as a word of its own, and behind an equals sign."""
-    needed, spellings = OLD[name]
-    seen: list[dict[str, Any]] = []
-
-    def see(**params: Any) -> None:
-        seen.append(params)
-
-    monkeypatch.setattr(commands()[name], "callback", see)
-    monkeypatch.setattr(status, "width", 200)
-    today = [word for new, value in spellings.values() for word in (new, value)]
-    before = [word for old, (_, value) in spellings.items() for word in (old, value)]
-    joined = [f"{old}={value}" for old, (_, value) in spellings.items()]
-    hints = [
-        f"{old} is now {new}; the old name goes with the next version" for old, (new, _) in spellings.items()
-    ]
-    for words, said in ((today, []), (before, hints), (joined, hints)):
-        done = CliRunner().invoke(main, [name, *needed, *words])
-        assert done.exit_code == 0, done.output
-        assert done.stderr.splitlines() == said
-        assert done.stdout == ""
-    assert seen[0] == seen[1] == seen[2]
-    assert seen[0] != _defaults(name, needed), "the values arrived"
-
-
-def _defaults(name: str, needed: list[str]) -> dict[str, Any]:
-    return commands()[name].make_context(name, list(needed)).params
-
-
-def test_a_hint_is_a_warning_so_quiet_silences_it(tiny_bundle: Path) -> None:
-    words = ["plan", str(tiny_bundle), "--beta", "0.5"]
-    said = CliRunner().invoke(main, words)
-    assert "--beta is now --emag-beta" in said.stderr
-    quiet = CliRunner().invoke(main, ["--quiet", *words])
-    CliRunner().invoke(main, ["models"])  # the console is one for the process: as it was before
-    assert (quiet.stderr, quiet.stdout) == ("", said.stdout)
-    assert said.stdout == CliRunner().invoke(main, ["plan", str(tiny_bundle), "--emag-beta", "0.5"]).stdout
 
 
 def test_errors_reach_the_terminal_in_its_words(tiny_bundle: Path, tmp_path: Path) -> None:
