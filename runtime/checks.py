@@ -15,7 +15,7 @@ def require_finite(**values: float) -> None:
     """
     for name, value in values.items():
         if not math.isfinite(value):
-            raise InputError(f"{name.replace('_', ' ')} is {value}; give a finite number")
+            raise InputError(f"`{name}` is {value}; give a finite number")
 
 
 def require_range(low: float, high: float, **values: float) -> None:
@@ -26,4 +26,4 @@ def require_range(low: float, high: float, **values: float) -> None:
     """
     for name, value in values.items():
         if not low <= value <= high:
-            raise InputError(f"{name.replace('_', ' ')} is {value}; it must lie between {low} and {high}")
+            raise InputError(f"`{name}` is {value}; it must lie between {low} and {high}")

@@ -119,9 +119,9 @@ def test_cost_counts_the_rows_of_every_step(windows: EmagWindows, steps: int, gu
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("beta", 1.5, "beta is 1.5; it must lie between"),
-        ("beta", float("nan"), "beta is nan"),
-        ("strength", -0.1, "strength is -0.1"),
+        ("beta", 1.5, "`emag_beta` is 1.5; it must lie between"),
+        ("beta", float("nan"), "`emag_beta` is nan"),
+        ("strength", -0.1, "`emag_strength` is -0.1"),
         ("delta", -1, "`emag_delta` is -1; perturbation cannot begin before"),
     ],
 )
