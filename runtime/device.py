@@ -1,9 +1,27 @@
-"""Moving what the host made to where the engine runs, without waiting for it."""
+"""Devices: what they are called, and moving what the host made there without waiting for it."""
+
+import platform
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["to_device"]
+__all__ = ["device_name", "processor_name", "to_device"]
+
+
+def processor_name() -> str:
+    """Of the CPU, as the system calls it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text("utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """Of the GPU, or of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from emag_export.bench.contender import PYTORCH
 from emag_export.bench.memory import Peak
 from emag_export.bench.race import Ratio, Result
 from emag_export.bench.session import Setup
+from emag_export.runtime.device import processor_name
 from emag_export.runtime.sampling.plan import Phase
 
 __all__ = ["describe_machine", "describe_results", "describe_setup"]
@@ -35,7 +36,7 @@ def describe_machine() -> dict[str, Any]:
     """Processor, memory, GPU, versions and command: what a number is worth nothing without."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": psutil.cpu_count(logical=False),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpu": gpu,
@@ -44,15 +45,6 @@ def describe_machine() -> dict[str, Any]:
         "versions": dict(_versions()),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text("utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _versions() -> Iterable[tuple[str, str]]:
