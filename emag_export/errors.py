@@ -15,14 +15,18 @@ from typing import Any
 __all__ = [
     "BundleError",
     "Call",
+    "CancelledError",
     "ComparisonFailed",
     "ContractError",
+    "DeadlineError",
     "EmagError",
     "EngineError",
     "ExportError",
     "InputError",
     "MissingDependencyError",
     "ModelError",
+    "QueueFullError",
+    "UnavailableError",
 ]
 
 PARAMETER = re.compile(r"`([a-z][a-z_]*)`")
@@ -118,3 +122,28 @@ class ComparisonFailed(EmagError):  # noqa: N818  an outcome, not a defect
     """A comparison ran to its end and a figure lies above its threshold."""
 
     exit_code = 8
+
+
+class QueueFullError(EmagError):
+    """More is waiting than is allowed to wait.
+
+    Args:
+        message: As everywhere.
+        retry_after: Seconds after which there is likely room.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UnavailableError(EmagError):
+    """A server is not ready yet, or about to end."""
+
+
+class DeadlineError(EmagError):
+    """A picture was not finished by the time its caller set."""
+
+
+class CancelledError(EmagError):
+    """A picture was given up because its caller asked for it."""

@@ -56,6 +56,7 @@ class Pipeline:
                 "`components`, or share those of another bundle with `encoders`"
             )
         self.bundle = bundle
+        self._open_engine = open_engine
         self._stack = ExitStack()
         self._states = StatePool()
         with ExitStack() as stack:
@@ -105,6 +106,16 @@ class Pipeline:
         opened.require_variant(variant)
         opener = open_backend(EngineConfig(**engine), opened)
         return cls(opened, opener, max_sequence_length=max_sequence_length)
+
+    def reopen_denoiser(self) -> None:
+        """Open the denoiser again, for instance after it failed; the old one is closed first.
+
+        Raises:
+            EngineError: If it does not load.
+            BundleError: If a file of it has changed.
+        """
+        self.denoiser.close()
+        self.denoiser = self._stack.enter_context(self._open_engine(home_of(self.bundle, DENOISER), DENOISER))
 
     def __enter__(self) -> Self:
         return self

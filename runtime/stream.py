@@ -12,7 +12,7 @@ from emag_export.runtime.loop import DenoiseStep
 from emag_export.runtime.pictures.metadata import Picture
 from emag_export.runtime.pictures.preview import enlarge, preview
 
-__all__ = ["StreamStep", "previews_of"]
+__all__ = ["StreamStep", "preview_images", "previews_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,20 @@ class StreamStep:
 def previews_of(
     step: DenoiseStep, factors: PreviewFactors, *, height: int, width: int
 ) -> tuple[Image.Image, ...]:
-    """The clean latents that a step predicts, as pictures.
+    """The clean latents that a step predicts, as pictures; arguments as :func:`preview_images`."""
+    return preview_images(step.clean, factors, height=height, width=width)
+
+
+def preview_images(
+    clean: Float[Tensor, "images channels *sides"], factors: PreviewFactors, *, height: int, width: int
+) -> tuple[Image.Image, ...]:
+    """Latents as pictures of the finished size, without the VAE.
 
     Args:
-        step: Of the loop.
+        clean: x0 that a step predicts.
         factors: Of the bundle.
         height: Pixels.
         width: Pixels.
     """
-    small: Sequence[object] = list(preview(step.clean, factors))
+    small: Sequence[object] = list(preview(clean, factors))
     return tuple(Image.fromarray(enlarge(picture, height, width)) for picture in small)  # type: ignore[arg-type]

@@ -2,29 +2,26 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from emag_export.contract import DenoiserContract, Variant
+from emag_export.contract import Variant
 from emag_export.engines.function import FunctionEngine
 from emag_export.errors import ContractError, InputError
-from emag_export.runtime.guidance.apg import ApgConfig
-from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
+from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.sampling.call import ImageStep, calls_of, place_calls
 from emag_export.runtime.sampling.conditioning import Conditioning
-from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
-from emag_export.runtime.sampling.schedule import Schedule, flow_match_schedule
-from emag_export.runtime.sampling.select import always, by_delta
+from emag_export.runtime.sampling.plan import Phase, make_plan
+from emag_export.runtime.sampling.schedule import Schedule
 from emag_export.runtime.sampling.state import RunState
 from emag_export.runtime.step import step
 from tests import sd3
-from tests.conftest import BLOCKS, small_fork
+from tests.mixtures import PreciseEngine, Request, alone, prepared_request, some_request
 
-GRID, TEXT = (3, 4), 5
 CPU = torch.device("cpu")
 # The model computes in float64, so that matrix products of a larger batch add up to the same float32 numbers;
 # measured: no difference at all. In float32 the order of the sums alone moves latents of this peaky model by
@@ -32,69 +29,13 @@ CPU = torch.device("cpu")
 ALIKE = 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """An image that somebody asks a server for."""
-
-    plan: Plan
-    latents: Tensor
-    conditioning: Conditioning
-
-
-class PreciseEngine(FunctionEngine):
-    """A float64 module behind a float32 contract."""
-
-    def __init__(self, variant: Variant) -> None:
-        fork = small_fork("sd3", variant).double()
-        self.contract = fork.contract
-        names = [tensor.name for tensor in self.contract.graph.outputs]
-
-        def run(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            wide = {name: x.double() if x.is_floating_point() else x for name, x in feeds.items()}
-            with torch.inference_mode():
-                return dict(zip(names, fork(**wide), strict=True))
-
-        super().__init__(self.contract.graph, run)
-
-
 @pytest.fixture(scope="module", params=[Variant.EMAG_Q, Variant.EMAG])
 def engine(request: pytest.FixtureRequest) -> PreciseEngine:
     return PreciseEngine(request.param)
 
 
-def contract(engine: PreciseEngine) -> DenoiserContract:
-    return engine.contract
-
-
-def some_request(engine: PreciseEngine, generator: random.Random, *, name: str | None = None) -> Request:
-    """Random steps, guidance, scales, windows and choice of blocks; its own noise and prompt."""
-    steps = generator.randint(3, 9)
-    guidance = Guidance(
-        name=name or generator.choice(list(GUIDANCES)),
-        scale=generator.uniform(1, 6),
-        emag_scale=generator.uniform(1, 2),
-        apg=ApgConfig(scale=generator.uniform(2, 8), norm_threshold=generator.uniform(1, 9)),
-    )
-    windows = EmagWindows(delta=generator.choice([0, 50]), strength=generator.choice([0.5, 1.0]))
-    choose = generator.choice([by_delta, always(BLOCKS[1:], BLOCKS)])
-    schedule = flow_match_schedule({"shift": generator.uniform(1, 3)}, steps, GRID[0] * GRID[1])
-    seeded = torch.Generator().manual_seed(generator.randrange(2**31))
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(1, *shape, generator=seeded)
-
-    negative = (normal(TEXT, 16), normal(8)) if guidance.rule.uncond else (None, None)
-    return Request(
-        plan=make_plan(contract(engine), schedule, guidance, windows, choose),
-        latents=normal(4, 2 * GRID[0], 2 * GRID[1]),
-        conditioning=sd3.conditioning(normal(TEXT, 16), normal(8), *negative),
-    )
-
-
-def alone(engine: PreciseEngine, request: Request) -> Tensor:
-    start = RunState.start(contract(engine), request.latents, request.conditioning.given)
-    *_, last = denoise(engine, request.plan, start, request.conditioning)
-    return last.latents
+def by_itself(engine: PreciseEngine, request: Request) -> Tensor:
+    return alone(engine, replace(prepared_request(request, 0), anneal=None))
 
 
 def served(engine: PreciseEngine, requests: list[Request], generator: random.Random) -> dict[int, Tensor]:
@@ -108,7 +49,7 @@ def served(engine: PreciseEngine, requests: list[Request], generator: random.Ran
         waiting = waiting[len(joining) :]
         for number in joining:
             new = requests[number]
-            start = RunState.start(contract(engine), new.latents, new.conditioning.given)
+            start = RunState.start(engine.contract, new.latents, new.conditioning.given)
             state = start if state is None else RunState.cat([state, start])
             given = new.conditioning if given is None else Conditioning.cat([given, new.conditioning])
             live.append((number, 0))
@@ -117,7 +58,7 @@ def served(engine: PreciseEngine, requests: list[Request], generator: random.Ran
             ImageStep(step=requests[number].plan.steps[index], guidance=requests[number].plan.guidance)
             for number, index in live
         ]
-        (call,) = place_calls([images], contract(engine), CPU)
+        (call,) = place_calls([images], engine.contract, CPU)
         state, _ = step(engine, call, state, given.trunk(call.rows))
         live = [(number, index + 1) for number, index in live]
         staying = []
@@ -139,7 +80,7 @@ def test_a_random_mixture_gives_each_image_what_it_has_alone(engine: PreciseEngi
     generator = random.Random(seed)
     requests = [some_request(engine, generator) for _ in range(7)]
     for number, latents in served(engine, requests, generator).items():
-        wanted = alone(engine, requests[number])
+        wanted = by_itself(engine, requests[number])
         error = float((latents - wanted).abs().max() / wanted.abs().max())
         assert error <= ALIKE, (number, requests[number].plan.guidance.name)
 
@@ -150,19 +91,17 @@ def test_a_mixture_holds_images_with_and_without_unconditional_rows(engine: Prec
     requests = [some_request(engine, generator, name=name) for name in ("emag-only", "cfg", "emag-only")]
     images = [ImageStep(step=r.plan.steps[1], guidance=r.plan.guidance) for r in requests]
     assert [image.step.phase for image in images] != [Phase.PLAIN] * 3
-    (call,) = place_calls([images], contract(engine), CPU)
+    (call,) = place_calls([images], engine.contract, CPU)
     assert call.rows.trunk_images.tolist() == [1, 0, 1, 2]
     sent: list[int] = []
-    spec = contract(engine).graph
+    spec = engine.contract.graph
 
     def count(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sent.append(feeds["hidden_states"].shape[0])
         return {}
 
     counting = FunctionEngine(spec, count)
-    state = RunState.cat(
-        [RunState.start(contract(engine), r.latents, r.conditioning.given) for r in requests]
-    )
+    state = RunState.cat([RunState.start(engine.contract, r.latents, r.conditioning.given) for r in requests])
     given = Conditioning.cat([r.conditioning for r in requests])
     step(counting, call, state, given.trunk(call.rows))
     assert sent == [4]
@@ -172,19 +111,19 @@ def test_a_run_of_one_plan_is_the_same_calls_placed_one_by_one(engine: PreciseEn
     """Bit for bit: what is placed before the run is what a server places on the spot."""
     request = some_request(engine, random.Random(3), name="emag+apg")
     images, plan = 1, request.plan
-    whole = place_calls(calls_of(plan, images), contract(engine), CPU)
-    state = RunState.start(contract(engine), request.latents, request.conditioning.given)
+    whole = place_calls(calls_of(plan, images), engine.contract, CPU)
+    state = RunState.start(engine.contract, request.latents, request.conditioning.given)
     for planned, placed in zip(plan.steps, whole, strict=True):
-        (call,) = place_calls([[ImageStep(step=planned, guidance=plan.guidance)]], contract(engine), CPU)
+        (call,) = place_calls([[ImageStep(step=planned, guidance=plan.guidance)]], engine.contract, CPU)
         assert torch.equal(call.a, placed.a) and torch.equal(call.timestep, placed.timestep)
         state, _ = step(engine, call, state, request.conditioning.trunk(call.rows))
-    assert torch.equal(state.latents, alone(engine, request))
+    assert torch.equal(state.latents, by_itself(engine, request))
 
 
 def test_states_are_selected_and_joined(engine: PreciseEngine) -> None:
     generator = random.Random(5)
     requests = [some_request(engine, generator, name="apg") for _ in range(3)]
-    states = [RunState.start(contract(engine), r.latents, r.conditioning.given) for r in requests]
+    states = [RunState.start(engine.contract, r.latents, r.conditioning.given) for r in requests]
     states = [
         replace(state, delta=state.delta + i, momentum=state.momentum - i) for i, state in enumerate(states)
     ]
@@ -203,8 +142,8 @@ def test_states_are_selected_and_joined(engine: PreciseEngine) -> None:
 def test_what_differs_in_size_cannot_share_a_call(engine: PreciseEngine) -> None:
     request = some_request(engine, random.Random(5), name="cfg")
     given = request.conditioning
-    state = RunState.start(contract(engine), request.latents, given.given)
-    wide = RunState.start(contract(engine), request.latents.repeat(1, 1, 1, 2), given.given)
+    state = RunState.start(engine.contract, request.latents, given.given)
+    wide = RunState.start(engine.contract, request.latents.repeat(1, 1, 1, 2), given.given)
     with pytest.raises(ContractError, match="group them"):
         RunState.cat([state, wide])
     longer = Conditioning(
@@ -213,7 +152,7 @@ def test_what_differs_in_size_cannot_share_a_call(engine: PreciseEngine) -> None
     with pytest.raises(ContractError, match="one call takes images of one size"):
         Conditioning.cat([given, longer])
     with pytest.raises(ContractError, match="pooled_projections is missing"):
-        RunState.start(contract(engine), request.latents, {sd3.EMBEDS: given.given[sd3.EMBEDS]})
+        RunState.start(engine.contract, request.latents, {sd3.EMBEDS: given.given[sd3.EMBEDS]})
 
 
 def test_noise_is_added_with_the_variance_of_its_image(engine: PreciseEngine) -> None:
@@ -222,12 +161,12 @@ def test_noise_is_added_with_the_variance_of_its_image(engine: PreciseEngine) ->
     quiet = request.plan.steps[0]
     loud = replace(quiet, log_variance=(-2.0, 3.0))
     images = [ImageStep(step=s, guidance=request.plan.guidance) for s in (quiet, loud)]
-    (call,) = place_calls([images], contract(engine), CPU)
-    state = RunState.start(contract(engine), request.latents, request.conditioning.given)
+    (call,) = place_calls([images], engine.contract, CPU)
+    state = RunState.start(engine.contract, request.latents, request.conditioning.given)
     state = RunState.cat([state, state])
     given = Conditioning.cat([request.conditioning] * 2)
     still = FunctionEngine(
-        contract(engine).graph, lambda feeds: {"noise_pred": torch.zeros(len(feeds["branch_rows"]), 1, 1, 1)}
+        engine.contract.graph, lambda feeds: {"noise_pred": torch.zeros(len(feeds["branch_rows"]), 1, 1, 1)}
     )
     with pytest.raises(InputError, match="adds noise"):
         step(still, call, state, given.trunk(call.rows))
@@ -241,8 +180,8 @@ def test_a_schedule_of_other_coefficients_is_what_is_stepped_along(engine: Preci
     """x' = a x + b prediction, whatever a and b are."""
     schedule = Schedule(timesteps=(500.0,), sigmas=(0.5,), a=(0.25,), b=(-0.75,), p=(2.0,), q=(0.5,))
     request = some_request(engine, random.Random(9), name="cfg")
-    plan = make_plan(contract(engine), schedule, Guidance(name="cfg", scale=1.0))
-    start = RunState.start(contract(engine), request.latents, request.conditioning.given)
+    plan = make_plan(engine.contract, schedule, Guidance(name="cfg", scale=1.0))
+    start = RunState.start(engine.contract, request.latents, request.conditioning.given)
     (only,) = denoise(engine, plan, start, request.conditioning)
     torch.testing.assert_close(only.latents, 0.25 * request.latents - 0.75 * only.guided)
     torch.testing.assert_close(only.clean, 2.0 * request.latents + 0.5 * only.guided)

@@ -1,0 +1,124 @@
+"""Images that somebody asks for, of all kinds, and a model that gives them the same numbers in any company."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from emag_export.contract import DenoiserContract, Variant
+from emag_export.engines.function import FunctionEngine
+from emag_export.runtime.batching.job import Job, Listener, Urgency
+from emag_export.runtime.guidance.apg import ApgConfig
+from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
+from emag_export.runtime.loop import denoise
+from emag_export.runtime.prepare import Prepared, cads_annealer, initial_noise
+from emag_export.runtime.request import GenerationRequest
+from emag_export.runtime.sampling.conditioning import Conditioning
+from emag_export.runtime.sampling.plan import EmagWindows, Plan, make_plan
+from emag_export.runtime.sampling.schedule import flow_match_schedule
+from emag_export.runtime.sampling.select import always, by_delta
+from emag_export.runtime.sampling.state import RunState
+from tests import sd3
+from tests.conftest import BLOCKS, small_fork
+
+GRID, TEXT = (3, 4), 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """An image that somebody asks a server for."""
+
+    plan: Plan
+    latents: Tensor
+    conditioning: Conditioning
+
+
+class PreciseEngine(FunctionEngine):
+    """A float64 module behind a float32 contract."""
+
+    def __init__(self, variant: Variant) -> None:
+        fork = small_fork("sd3", variant).double()
+        self.contract: DenoiserContract = fork.contract
+        names = [tensor.name for tensor in self.contract.graph.outputs]
+
+        def run(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            wide = {name: x.double() if x.is_floating_point() else x for name, x in feeds.items()}
+            with torch.inference_mode():
+                return dict(zip(names, fork(**wide), strict=True))
+
+        super().__init__(self.contract.graph, run)
+
+
+def some_request(
+    engine: PreciseEngine,
+    generator: random.Random,
+    *,
+    name: str | None = None,
+    grid: tuple[int, int] = GRID,
+) -> Request:
+    """Random steps, guidance, scales, windows and choice of blocks; its own noise and prompt."""
+    steps = generator.randint(3, 9)
+    guidance = Guidance(
+        name=name or generator.choice(list(GUIDANCES)),
+        scale=generator.uniform(1, 6),
+        emag_scale=generator.uniform(1, 2),
+        apg=ApgConfig(scale=generator.uniform(2, 8), norm_threshold=generator.uniform(1, 9)),
+    )
+    windows = EmagWindows(delta=generator.choice([0, 50]), strength=generator.choice([0.5, 1.0]))
+    choose = generator.choice([by_delta, always(BLOCKS[1:], BLOCKS)])
+    schedule = flow_match_schedule({"shift": generator.uniform(1, 3)}, steps, grid[0] * grid[1])
+    seeded = torch.Generator().manual_seed(generator.randrange(2**31))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, generator=seeded)
+
+    negative = (normal(TEXT, 16), normal(8)) if guidance.rule.uncond else (None, None)
+    return Request(
+        plan=make_plan(engine.contract, schedule, guidance, windows, choose),
+        latents=normal(4, 2 * grid[0], 2 * grid[1]),
+        conditioning=sd3.conditioning(normal(TEXT, 16), normal(8), *negative),
+    )
+
+
+def prepared_request(request: Request, seed: int) -> Prepared:
+    """As a pipeline prepares it; annealing and added noise draw from a generator of this image alone.
+
+    Prepare anew for every run: the generator moves on.
+    """
+    generators = [torch.Generator().manual_seed(seed)]
+    plan, shape = request.plan, request.latents.shape[1:]
+    drawing = GenerationRequest(
+        prompt="-", height=16, width=16, steps=len(plan.steps), guidance=plan.guidance, seed=seed
+    )
+    return Prepared(
+        requests=(drawing,),
+        plan=plan,
+        latents=request.latents,
+        conditioning=request.conditioning,
+        anneal=cads_annealer(plan, generators) if plan.guidance.rule.cads else None,
+        noise=lambda index: initial_noise(shape, generators),
+        cut=(),
+    )
+
+
+def noisy(request: Request) -> Request:
+    """The same with a sampler that adds noise in every step but the last."""
+    steps = [replace(step, log_variance=(-5.0, -4.0)) for step in request.plan.steps[:-1]]
+    return replace(request, plan=replace(request.plan, steps=(*steps, request.plan.steps[-1])))
+
+
+def alone(engine: PreciseEngine, prepared: Prepared) -> Tensor:
+    """Latents of an image that shares no call with anybody."""
+    given = prepared.conditioning
+    start = RunState.start(engine.contract, prepared.latents, given.given)
+    run = denoise(engine, prepared.plan, start, given, anneal=prepared.anneal, noise=prepared.noise)
+    *_, last = run
+    return last.latents
+
+
+def job_of(prepared: Prepared, listener: Listener, **urgency: float) -> Job:
+    """A job that arrived at second 0 unless told otherwise."""
+    given = {"arrived": 0.0, **urgency}
+    return Job(prepared=prepared, listener=listener, urgency=Urgency(**given))  # type: ignore[arg-type]
