@@ -16,9 +16,10 @@ from emag_export.runtime.batching.call_times import (
 from emag_export.runtime.batching.policy import policy_of
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
+from emag_export.runtime.sampling.plan import Plan
 from emag_export.runtime.sampling.state import state_shape
 
-__all__ = ["BatchingOptions", "Sizing", "size_room"]
+__all__ = ["BatchingOptions", "Sizing", "room_for", "size_room"]
 
 _PROMPT = "a picture"
 """For measuring; its text does not matter, its length is always the same."""
@@ -87,15 +88,31 @@ def size_room(pipeline: Pipeline, options: BatchingOptions, progress: Progress =
             pipeline.bundle, pipeline.denoiser, prepared, threads=options.threads, progress=progress
         )
         kept = save_call_times(path, table)
-    per_call = options.images_per_call or table.most_that_pay(prepared.plan)
     contract = pipeline.bundle.contract
     itemsize = TORCH_DTYPES[contract.state_dtype].itemsize
     state = 2 * prod(state_shape(contract, prepared.latents, prepared.conditioning.given)) * itemsize
-    waiting = max(0, min(max(per_call, 4 - per_call), _STATE_BUDGET // state))
-    live = options.live_images or per_call + waiting
+    room = room_for(table, prepared.plan, options, state_bytes=state)
+    run = table.run_seconds(prepared.plan, room.per_call)
     return Sizing(
-        room=Room(per_call=per_call, live=live),
-        seconds_per_step=table.run_seconds(prepared.plan, per_call) / len(prepared.plan.steps) / per_call,
+        room=room,
+        seconds_per_step=run / len(prepared.plan.steps) / room.per_call,
         call_times=table,
         kept=kept,
     )
+
+
+def room_for(table: CallTimes, plan: Plan, options: BatchingOptions, *, state_bytes: int) -> Room:
+    """How many images there is room for.
+
+    Args:
+        table: Of the engine.
+        plan: Of a typical request.
+        options: What was chosen already.
+        state_bytes: Of one image's averages, both buffers.
+
+    Raises:
+        InputError: If fewer live images than images per call were asked for.
+    """
+    per_call = options.images_per_call or table.most_that_pay(plan)
+    taking_turns = min(max(per_call, 4 - per_call), _STATE_BUDGET // state_bytes)
+    return Room(per_call=per_call, live=options.live_images or per_call + taking_turns)

@@ -1,0 +1,1 @@
+"""Load on servers: measured here, and extrapolated to other machines."""
