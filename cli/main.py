@@ -16,6 +16,7 @@ _COMMANDS = {
     "build": "Export a model into a bundle of ONNX graphs.",
     "compile": "Compile TensorRT engines of a finished bundle.",
     "generate": "Make pictures from prompts with a bundle.",
+    "serve": "Serve bundles over HTTP.",
     "compare": "Check a bundle step by step against PyTorch.",
     "bench": "Measure speed and memory beside CFG and the released algorithm.",
     "plan": "Show phases and cost of a run.",

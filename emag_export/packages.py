@@ -17,6 +17,11 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "matplotlib": "report",
         "skimage": "report",
         "polygraphy": "tensorrt-rtx",
+        "fastapi": "serve",
+        "uvicorn": "serve",
+        "prometheus_client": "serve",
+        "pyarrow": "serve",
+        "ray": "ray",
     }
 )
 """Module to extra. onnxruntime comes with ``gpu`` as well, built for NVIDIA GPUs: take one of the two."""

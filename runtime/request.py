@@ -37,7 +37,7 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         if not self.prompt.strip() and self.guidance.rule.uncond:
             raise InputError(
-                "the prompt is empty; describe the picture, or generate without one by `guidance` emag-only"
+                "the `prompt` is empty; describe the picture, or generate without one by `guidance` emag-only"
             )
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise InputError(f"seed is {self.seed}; it must lie between 0 and 2^63 - 1")

@@ -217,7 +217,7 @@ def test_models_and_doctor() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", ""], "the --prompt is empty"),
         ([], "there is nothing to draw"),
         (["--prompt", "x", "--steps", "0"], "0 denoising steps"),
         (["--prompt", "x", "--guidance-scale", "nan"], "--guidance-scale is nan; give a finite number"),

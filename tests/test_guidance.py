@@ -214,9 +214,9 @@ def test_scales_that_are_no_numbers_are_refused(make: Callable[[float], object],
 
 
 def test_other_settings_are_refused_with_what_they_may_be() -> None:
-    with pytest.raises(InputError, match=r"no guidance 'emga'; choose from cfg, emag, "):
+    with pytest.raises(InputError, match=r"no `guidance` 'emga'; choose from cfg, emag, "):
         Guidance(name="emga")
-    with pytest.raises(InputError, match=r"norm threshold is -1.0"):
+    with pytest.raises(InputError, match=r"norm_threshold` is -1.0"):
         ApgConfig(norm_threshold=-1.0)
     with pytest.raises(InputError, match=r"norm threshold is nan"):
         ApgConfig(norm_threshold=float("nan"))

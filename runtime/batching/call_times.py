@@ -24,6 +24,8 @@ from emag_export.runtime.sampling.call import ImageStep
 from emag_export.runtime.sampling.plan import Phase, Plan, PlannedStep
 
 __all__ = [
+    "COUNTS",
+    "FOLDER",
     "CallTime",
     "CallTimes",
     "measure_call_times",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 FOLDER = "call-times"
+"""Beside the graphs of a bundle; not part of what its manifest lists."""
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Images per call that are tried."""
 _PAYS = 1.03

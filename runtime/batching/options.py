@@ -8,6 +8,7 @@ from emag_export.errors import InputError
 from emag_export.progress import Progress, silent
 from emag_export.runtime.batching.banks import Room
 from emag_export.runtime.batching.call_times import (
+    COUNTS,
     CallTimes,
     measure_call_times,
     save_call_times,
@@ -85,9 +86,15 @@ def size_room(pipeline: Pipeline, options: BatchingOptions, progress: Progress =
     kept = table is not None
     if table is None:
         table = measure_call_times(
-            pipeline.bundle, pipeline.denoiser, prepared, threads=options.threads, progress=progress
+            pipeline.bundle,
+            pipeline.denoiser,
+            prepared,
+            most=options.images_per_call or COUNTS[-1],
+            threads=options.threads,
+            progress=progress,
         )
-        kept = save_call_times(path, table)
+        # One that ends early would say nothing to a server that may choose.
+        kept = options.images_per_call is None and save_call_times(path, table)
     contract = pipeline.bundle.contract
     itemsize = TORCH_DTYPES[contract.state_dtype].itemsize
     state = 2 * prod(state_shape(contract, prepared.latents, prepared.conditioning.given)) * itemsize

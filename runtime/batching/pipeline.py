@@ -73,6 +73,8 @@ class BatchedPipeline:
         self._encoding: Ticket | None = None
         self._accepting, self._ended = True, False
         self._failure: EmagError | None = None
+        self.reopened = 0
+        """How often the engine was opened again after it had failed."""
         self._progressed = clock()
         self._number = 0
         self._decoder = Lane("emag-decode")
@@ -218,7 +220,9 @@ class BatchedPipeline:
     def _encode_all(self) -> None:
         while (ticket := self._next_ticket()) is not None:
             try:
+                ticket.times["encoding"] = self._clock()
                 prepared = self.pipeline.prepare([ticket.request])
+                ticket.times["encoded"] = self._clock()
                 ticket.cut = prepared.cut[0]
                 job = Job(
                     prepared=prepared,
@@ -282,6 +286,7 @@ class BatchedPipeline:
                 continue
             self._scheduler.engine = self.pipeline.denoiser
             self._failure = None
+            self.reopened += 1
             return
 
     def _observe(self, call: Call) -> None:

@@ -73,7 +73,8 @@ class Ticket:
     cut: Cut | None = None
     """What of the prompt was beyond the text encoders' limits, once it is encoded."""
     times: dict[str, float] = field(default_factory=dict)
-    """Seconds of the pipeline's clock: ``arrived``, ``admitted``, ``previewed``, ``decoding``, ``ended``."""
+    """Seconds of the pipeline's clock: ``arrived``, ``encoding``, ``encoded``, ``admitted``, ``previewed``,
+    ``decoding``, ``ended``; those that were reached."""
     _job: Job | None = None
     _cancelled: bool = False
     _future: "Future[Picture]" = field(default_factory=Future)

@@ -85,7 +85,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.name not in GUIDANCES:
-            raise InputError(f"there is no guidance {self.name!r}; choose from {', '.join(GUIDANCES)}")
+            raise InputError(f"there is no `guidance` {self.name!r}; choose from {', '.join(GUIDANCES)}")
         require_finite(guidance_scale=self.scale, emag_scale=self.emag_scale)
 
     @property

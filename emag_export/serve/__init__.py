@@ -1,0 +1,1 @@
+"""Bundles behind HTTP, on Ray, in Triton, and over tables of prompts."""

@@ -1,0 +1,137 @@
+"""A server in this process: opened, listening, drained, ended."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from emag_export.engines.config import EngineConfig
+from emag_export.errors import InputError
+from emag_export.progress import Progress, silent
+from emag_export.runtime.batching.options import BatchingOptions
+from emag_export.serve.app import State, create_app
+from emag_export.serve.logs import set_up_logs
+from emag_export.serve.metrics import Metrics
+from emag_export.serve.models import ServedModel, open_models
+from emag_export.serve.settings import ServerSettings
+
+__all__ = ["serve"]
+
+_LAST_ANSWERS = 5
+"""Seconds for answers to leave, once every picture is finished."""
+
+
+def serve(
+    bundles: Sequence[Path],
+    settings: ServerSettings,
+    engine: EngineConfig,
+    batching: BatchingOptions,
+    *,
+    progress: Progress = silent,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve until a signal: the first one drains, a second one ends at once.
+
+    The port is closed until everything is loaded and measured, so that nobody waits for an answer that may
+    never come.
+
+    Args:
+        bundles: Folders that ``build`` wrote.
+        settings: Where to listen, and limits.
+        engine: How components are opened.
+        batching: How many images share calls.
+        progress: Told of everything before the port opens.
+        ready: Told the address once the port is open.
+
+    Raises:
+        InputError: If the address is taken, or an option does not fit.
+        BundleError: If one is no bundle, or damaged.
+        EngineError: If a component does not load.
+    """
+    listening = _listen(settings)
+    metrics = Metrics()
+    try:
+        models = open_models(bundles, engine, batching, metrics, progress)
+        try:
+            set_up_logs(settings.log_format)
+            asyncio.run(_serve(models, settings, metrics, listening, ready))
+        finally:
+            for model in models:
+                model.batched.close()
+    finally:
+        listening.close()
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    """The address, taken but not yet listened at: a server that cannot have it says so before it loads."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((settings.host, settings.port))
+    except OSError as error:
+        found.close()
+        raise InputError(
+            f"{settings.host}:{settings.port} cannot be listened at ({error.strerror}); "
+            "give another `port`, or 0 for any"
+        ) from error
+    return found
+
+
+class _Server(uvicorn.Server):
+    """Drains at the first signal."""
+
+    def __init__(self, config: uvicorn.Config, state: State, drained: float) -> None:
+        super().__init__(config)
+        self._state, self._seconds = state, drained
+        self.draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Of uvicorn, in the main thread between two steps of the event loop."""
+        if self._state.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._state.drain()
+        self.draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        waits = (asyncio.to_thread(model.batched.drain, self._seconds) for model in self._state.models)
+        await asyncio.gather(*waits)
+        # Pictures are finished; their answers still have to leave.
+        for _ in range(_LAST_ANSWERS * 20):
+            if not self._state.under_way + self._state.streams:
+                break
+            await asyncio.sleep(0.05)
+        self.should_exit = True
+
+
+async def _serve(
+    models: Sequence[ServedModel],
+    settings: ServerSettings,
+    metrics: Metrics,
+    listening: socket.socket,
+    ready: Callable[[str], None],
+) -> None:
+    app = create_app(models, settings, metrics)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=_LAST_ANSWERS,
+        lifespan="off",
+    )
+    server = _Server(config, app.state.server, settings.drain_timeout)
+    host, port = listening.getsockname()[:2]
+    running = asyncio.ensure_future(server.serve(sockets=[listening]))
+    while not server.started and not running.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    with suppress(KeyboardInterrupt):
+        await running
