@@ -79,6 +79,8 @@ def running_server(
             process.kill()
         process.wait()
         reader.join()
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 def _read(process: "subprocess.Popen[str]", log: list[str]) -> None:
