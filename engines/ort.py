@@ -1,5 +1,6 @@
 """onnxruntime: the reference engine on the CPU, and a second GPU path where its CUDA provider is present."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,9 @@ def available_providers() -> list[str]:
 
 
 def _onnxruntime() -> Any:
+    # Its Linux wheels send names and hashes of models to their maker unless told otherwise. Whoever wants that
+    # sets the variable to 0.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
