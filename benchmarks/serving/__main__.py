@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and judge, or extrapolate; a missed target is reported, not an error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--bundle", type=Path, default=Path("out/bench/tiny"), help="Of tiny-sd3; built where there is none.")
+    parser.add_argument(
+        "--bundle", type=Path, default=Path("out/bench/tiny"), help="Of tiny-sd3; built where there is none."
+    )
     parser.add_argument("--requests", type=int, default=90, help="Of every run; a multiple of 3.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--call-times", type=Path, help="Table of another machine, as a server keeps it.")

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import httpx2
 
-__all__ = ["ALONE", "CONTENDERS", "DIFFUSERS", "TOGETHER", "Server", "running"]
+__all__ = [
+    "ALONE",
+    "CONTENDERS",
+    "DIFFUSERS",
+    "TOGETHER",
+    "Server",
+    "free_port",
+    "running",
+    "wait_until_ready",
+]
 
 TOGETHER, ALONE, DIFFUSERS = "step batching", "one at a time", "diffusers"
 _SERVE = (sys.executable, "-m", "emag_export.cli.main", "-q", "serve")
@@ -48,14 +57,12 @@ def running(name: str, bundle: Path) -> Iterator[Server]:
     Raises:
         RuntimeError: If it ends, or does not become ready.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [word.format(bundle=bundle, port=port) for word in CONTENDERS[name]]
     process = subprocess.Popen(command)
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(process, url)
+        wait_until_ready(process, url)
         yield Server(name=name, url=url)
     finally:
         process.terminate()
@@ -65,11 +72,23 @@ def running(name: str, bundle: Path) -> Iterator[Server]:
             process.kill()
 
 
-def _wait(process: "subprocess.Popen[bytes]", url: str) -> None:
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_until_ready(process: "subprocess.Popen[bytes]", url: str) -> None:
+    """Until a server says that it is ready.
+
+    Raises:
+        RuntimeError: If it ends, or does not become ready.
+    """
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise RuntimeError(f"{' '.join(map(str, process.args))} ended with {process.returncode}")  # type: ignore[arg-type]
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
         try:
             if httpx2.get(f"{url}/health/ready", timeout=5).status_code == 200:
                 return

@@ -67,7 +67,8 @@ class Drawing:
         self._settings, self._metrics = settings, metrics
         self._inbox = Inbox()
         self._began = time.monotonic()
-        self.running: Running | None = None
+        self._tickets: list[Ticket] = []
+        self._running: Running | None = None
 
     async def start(self, requests: Requests) -> None:
         """Take the request, or say why not.
@@ -77,7 +78,7 @@ class Drawing:
         """
         try:
             wanted = requests_of(self._body, self._model, self._settings)
-            tickets = await asyncio.to_thread(self._submit, wanted)
+            self._tickets = await asyncio.to_thread(self._submit, wanted)
         except BundleError as error:
             raise ApiError(
                 400,
@@ -91,8 +92,8 @@ class Drawing:
             if refused.status == 503:
                 refused.retry_after = self._model.batched.retry_after()
             raise refused from error
-        self.running = Running(id=self._id, model=self._model, tickets=tickets)
-        requests.add(self.running)
+        self._running = Running(id=self._id, model=self._model, tickets=self._tickets)
+        requests.add(self._running)
 
     async def all(self, request: Request) -> ImagesResponse:
         """Wait for all pictures; a client that leaves gives them up.
@@ -155,11 +156,6 @@ class Drawing:
             ),
         )
 
-    @property
-    def _tickets(self) -> list[Ticket]:
-        assert self.running is not None
-        return self.running.tickets
-
     def _submit(self, wanted: list[GenerationRequest]) -> list[Ticket]:
         options = self._body.emag
         seeds = {request.seed: index for index, request in enumerate(wanted)}
@@ -197,12 +193,11 @@ class Drawing:
         try:
             yield
         finally:
-            running = self.running
-            assert running is not None
-            finished = [ticket for ticket in running.tickets if ticket.status == "completed"]
-            outcome = "completed" if len(finished) == len(running.tickets) else self._outcome()
-            running.cancel()
-            running.ended = time.time()
+            finished = [ticket for ticket in self._tickets if ticket.status == "completed"]
+            outcome = "completed" if len(finished) == len(self._tickets) else self._outcome()
+            if self._running is not None:
+                self._running.cancel()
+                self._running.end()
             name = self._model.name
             for ticket in finished:
                 self._metrics.finished(name, ticket)

@@ -96,7 +96,14 @@ class Metrics:
 
     def watch(self, models: Iterable["ServedModel"]) -> None:
         """Read queues and readiness of models whenever somebody asks."""
-        self.registry.register(_OfModels(tuple(models)))
+        known = tuple(models)
+        self.registry.register(_OfModels(known))
+        # A series has to stand at 0 first, or nobody can tell that it grew from there to 1.
+        for model in known:
+            self.failures.labels(model=model.name)
+            for outcome in ("completed", "failed", "cancelled", "expired"):
+                self.requests.labels(model=model.name, outcome=outcome)
+            self.rejected.labels(model=model.name, reason="queue_full")
 
     def observer(self, model: str) -> Callable[[Call], None]:
         """What a model's pipeline tells of every engine call."""

@@ -73,17 +73,29 @@ class Running:
     id: str
     model: ServedModel
     tickets: list[Ticket]
+    """Empty once the request has ended: what is remembered of it shall be small."""
     began: float = field(default_factory=time.time)
     ended: float | None = None
+    _last: RequestState | None = None
 
     def cancel(self) -> None:
         """Give up all pictures that are not finished."""
         for ticket in self.tickets:
             ticket.cancel()
 
+    def end(self) -> None:
+        """Note that nothing more will happen, and let its pictures go."""
+        last = self.state
+        if last.status in ("queued", "running"):  # given up, which the next step will find
+            last = last.model_copy(update={"status": "cancelled"})
+        self._last, self.ended = last, time.time()
+        self.tickets = []
+
     @property
     def state(self) -> RequestState:
         """As ``/v1/requests/{id}`` shows it."""
+        if self._last is not None:
+            return self._last
         found = [ticket.status for ticket in self.tickets]
         status = next(
             (one for one in (Status.FAILED, Status.CANCELLED, Status.RUNNING) if one in found),
@@ -114,11 +126,6 @@ class Requests:
     def add(self, running: Running) -> None:
         """Remember a request."""
         self._known[running.id] = running
-        self._forget()
-
-    def end(self, running: Running) -> None:
-        """Note that nothing more will happen to a request."""
-        running.ended = self._clock()
         self._forget()
 
     def get(self, request_id: str) -> Running:

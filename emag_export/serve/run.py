@@ -1,6 +1,7 @@
 """A server in this process: opened, listening, drained, ended."""
 
 import asyncio
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -52,6 +53,8 @@ def serve(
         BundleError: If one is no bundle, or damaged.
         EngineError: If a component does not load.
     """
+    # The first process of a container ignores a signal that nobody handles, and loading takes a while.
+    before = signal.signal(signal.SIGTERM, _end_now)
     listening = _listen(settings)
     metrics = Metrics()
     try:
@@ -64,6 +67,12 @@ def serve(
                 model.batched.close()
     finally:
         listening.close()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    """While nothing is served yet, there is nothing to finish."""
+    raise SystemExit(128 + number)
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

@@ -1,6 +1,7 @@
 """What an operator decides about a server, checked before anything is loaded."""
 
 import ipaddress
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,13 +102,14 @@ def read_keys(path: Path | None, environment: Mapping[str, str]) -> tuple[tuple[
     warning = None
     if path is not None:
         try:
-            lines, mode = path.read_text("utf-8").splitlines(), path.stat().st_mode
+            lines, status = path.read_text("utf-8").splitlines(), path.stat()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"`api_key_file` {path} cannot be read: {error}") from error
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise InputError(f"`api_key_file` {path} holds no key; write one a line")
-        if mode & (stat.S_IRGRP | stat.S_IROTH):
+        # A mounted secret belongs to somebody else, and has to be readable: that is no mistake.
+        if status.st_uid == os.geteuid() and status.st_mode & (stat.S_IRGRP | stat.S_IROTH):
             warning = f"{path} can be read by others; let only its owner: chmod 600 {path}"
         keys += found
     return tuple(dict.fromkeys(key for key in keys if key)), warning

@@ -137,6 +137,7 @@ class Ticket:
         if self._future.done():
             return
         self.times["ended"] = now
+        self._job = None  # with its conditioning, which is larger than the picture
         if isinstance(outcome, Picture):
             self.status = Status.COMPLETED
             self._future.set_result(outcome)
