@@ -58,8 +58,7 @@ def available_providers() -> list[str]:
 
 
 def _onnxruntime() -> Any:
-    # Its Linux wheels send names and hashes of models to their maker unless told otherwise. Whoever wants that
-    # sets the variable to 0.
+    # Its Linux wheels send names and hashes of models to their maker unless told otherwise: 0 brings it back.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime

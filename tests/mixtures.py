@@ -1,4 +1,4 @@
-"""Images that somebody asks for, of all kinds, and a model that gives them the same numbers in any company."""
+"""Images that somebody asks for, of all kinds, and a model that gives them the same in any company."""
 
 import random
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 Clients ask, stream, leave, cancel and make mistakes at random. Nothing may be lost: every request gets an
 answer that it should get. Nothing may be wrong: every picture is compared with the one made alone. Memory may
-not grow: the slope of the server's own memory is printed with its 95 % bootstrap interval, to be judged by eye.
+not grow: the slope of the server's own memory is printed with its 95 % bootstrap interval.
 Exits 1 if something was lost or wrong.
 """
 

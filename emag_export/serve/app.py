@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from emag_export.serve.errors import ApiError
@@ -185,7 +185,7 @@ def _add_operations(app: FastAPI) -> None:
         """The process answers."""
         return {"status": "live"}
 
-    @app.get("/health/ready")
+    @app.get("/health/ready", responses={503: {"description": "Not now; says why.", "model": dict[str, Any]}})
     async def ready() -> Response:
         """Pictures can be asked for."""
         reasons = {model.name: model.batched.not_ready for model in state.models}
@@ -194,7 +194,7 @@ def _add_operations(app: FastAPI) -> None:
             return JSONResponse({"status": said, "models": reasons}, status_code=503)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
         text = await asyncio.to_thread(state.metrics.text)
