@@ -13,11 +13,15 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["out", "print_json", "progress_bar", "set_verbosity", "status", "table"]
 
@@ -51,21 +55,32 @@ def quiet_libraries() -> None:
         library.set_verbosity_error()
 
 
+class _Rate(ProgressColumn):
+    """Steps a second."""
+
+    def render(self, task: Task) -> Text:
+        """A cell of the bar."""
+        return Text("" if task.speed is None else f"{task.speed:.2f}/s")
+
+
 @contextmanager
-def progress_bar(description: str, total: int | None) -> Iterator[Progress]:
+def progress_bar(description: str, total: int | None, *, rate: bool = False) -> Iterator[Progress]:
     """A bar on standard error for one task: the first of ``progress.task_ids``.
 
     Args:
         description: What is being done.
         total: Steps; None where their number is not known beforehand.
+        rate: Show steps a second and the time left, too.
     """
-    columns = (
+    columns: tuple[ProgressColumn, ...] = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
+    if rate:
+        columns += (_Rate(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=status, transient=True) as progress:
         progress.add_task(description, total=total)
         yield progress

@@ -17,6 +17,7 @@ _COMMANDS = {
     "compile": "Compile TensorRT engines of a finished bundle.",
     "generate": "Make pictures from prompts with a bundle.",
     "serve": "Serve bundles over HTTP.",
+    "batch": "Draw a table of prompts.",
     "compare": "Check a bundle step by step against PyTorch.",
     "bench": "Measure speed and memory beside CFG and the released algorithm.",
     "plan": "Show phases and cost of a run.",

@@ -10,6 +10,7 @@ from cloup import argument, option
 from emag_export.cli.console import progress_bar, quiet_libraries, status
 from emag_export.cli.options import cli_command, engine_config, engine_options, group
 from emag_export.cli.progress import bar_reporter
+from emag_export.errors import InputError
 from emag_export.packages import require_packages
 
 __all__ = ["command"]
@@ -19,6 +20,21 @@ _SETTINGS = (
     *("max_requests", "max_streams", "deadline", "drain_timeout", "log_format", "log_prompts"),
 )
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+class _Replicas(click.ParamType["int | str"]):
+    """A number, or ``auto``."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """As it is given to Ray."""
+        if value == "auto" or isinstance(value, int):
+            return value  # type: ignore[no-any-return]
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number of replicas; give one, or auto", param, ctx)
 
 
 @cli_command("serve")
@@ -76,8 +92,16 @@ _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 @group(
     "Ray",
     option("--ray", is_flag=True, help="Serve from replicas on a Ray cluster."),
-    option("--replicas", type=int, help="Replicas there. Default: one per GPU."),
-    option("--ray-address", help="Of a cluster that runs. Default: one on this machine."),
+    option(
+        "--replicas",
+        type=_Replicas(),
+        help="Of every bundle there; auto follows its queue. Default: one per GPU, or one on the CPU.",
+    ),
+    option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="Of a cluster that runs: auto or HOST:6379. Default: one on this machine, as long as it serves.",
+    ),
 )
 @group(
     "Logs",
@@ -97,6 +121,8 @@ def command(bundles: tuple[Path, ...], **options: Any) -> None:
     Requests share engine calls step by step. SIGTERM and Ctrl-C finish what is there.
     """
     require_packages(*_PACKAGES, *(("ray",) if options["ray"] else ()), purpose="serving")
+    if not options["ray"] and (given := [name for name in ("replicas", "ray_address") if options[name]]):
+        raise InputError(f"`{given[0]}` is about replicas on Ray; give `ray` with it, or leave it out")
     from emag_export.runtime.batching.options import BatchingOptions
     from emag_export.serve.run import serve
     from emag_export.serve.settings import ServerSettings, read_keys
@@ -114,11 +140,6 @@ def command(bundles: tuple[Path, ...], **options: Any) -> None:
         threads=engine.threads,
     )
     quiet_libraries()
-    if options["ray"]:
-        from emag_export.serve.ray_app import serve_on_ray
-
-        serve_on_ray(bundles, settings, engine, batching, options["replicas"], address=options["ray_address"])
-        return
     with progress_bar("starting", None) as bar:
         report = bar_reporter(bar)
 
@@ -127,4 +148,11 @@ def command(bundles: tuple[Path, ...], **options: Any) -> None:
             shown = ", ".join(path.resolve().name for path in bundles)
             status.print(f"serving {shown} at {url}", markup=False, soft_wrap=True)
 
-        serve(bundles, settings, engine, batching, progress=report, ready=ready)
+        if options["ray"]:
+            from emag_export.serve.ray_app import serve_on_ray
+            from emag_export.serve.ray_sizing import RayOptions
+
+            ray = RayOptions(replicas=options["replicas"], address=options["ray_address"])
+            serve_on_ray(bundles, settings, engine, batching, ray, ready)
+        else:
+            serve(bundles, settings, engine, batching, progress=report, ready=ready)

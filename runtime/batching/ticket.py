@@ -1,7 +1,7 @@
 """A picture that was asked for: where it stands, and how to wait for it or give it up."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -113,6 +113,10 @@ class Ticket:
             InputError: If the request does not fit the bundle.
         """
         return self._future.result(timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until it is done, however it ends; arguments as :meth:`result`."""
+        wait([self._future], timeout)
 
     def attach(self, job: Job) -> None:
         """Tie it to the job that denoises it."""
