@@ -18,6 +18,7 @@ _COMMANDS = {
     "generate": "Make pictures from prompts with a bundle.",
     "serve": "Serve bundles over HTTP.",
     "batch": "Draw a table of prompts.",
+    "export-triton": "Write a model repository for Triton Inference Server.",
     "compare": "Check a bundle step by step against PyTorch.",
     "bench": "Measure speed and memory beside CFG and the released algorithm.",
     "plan": "Show phases and cost of a run.",
@@ -67,7 +68,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"emag_export.cli.{cmd_name}")
+        module = importlib.import_module(f"emag_export.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

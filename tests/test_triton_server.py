@@ -1,0 +1,166 @@
+"""The exported repository in a real Triton Inference Server, on the loopback address.
+
+The server is the one inside the wheel ``nvidia-pytriton``, in an environment of its own that is made once and
+kept in ``out/``: its python backend needs numpy 1.
+"""
+
+import io
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.serving.servers import free_port
+from emag_export.bundle import Bundle
+from emag_export.engines.config import EngineConfig
+from emag_export.runtime.pipeline import Pipeline
+from emag_export.serve.triton.export import export_repository
+from emag_export.serve.triton.fields import FIELDS
+from tests.serving import wait_for
+
+pytestmark = pytest.mark.triton
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = ROOT / "out" / "triton-env"
+PROMPT = "a large red circle on a blue background"
+RUNTIME = ("diffusers", "transformers", "jaxtyping", "pydantic", "psutil", "safetensors", "pillow", "click")
+ONE_LEVEL = 1
+
+
+@pytest.fixture(scope="module")
+def triton() -> Path:
+    """The folder of the server, with emag-export importable beside it."""
+    python = ENVIRONMENT / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    if not (ENVIRONMENT / ".ready").exists():
+        shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
+        import torch
+
+        # The same torch as here: any other might be a build for GPUs, with gigabytes of libraries.
+        subprocess.run([*pip, f"torch=={torch.__version__.partition('+')[0]}"], check=True)
+        wanted = ["numpy<2", "nvidia-pytriton", "onnxruntime>=1.24", *RUNTIME]
+        done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"nvidia-pytriton cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+        (ENVIRONMENT / ".ready").touch()
+    # Without its requirements: they name numpy 2, which this server's backend cannot load.
+    subprocess.run([*pip, "--no-deps", "--force-reinstall", str(ROOT)], check=True)
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    (found,) = ENVIRONMENT.glob("lib/python*/site-packages/pytriton/tritonserver")
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(triton: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    repository = tmp_path_factory.mktemp("triton") / "repository"
+    export_repository(Bundle(tiny_bundle), repository, EngineConfig(threads=1))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    backends = repository.parent / "backends"
+    shutil.copytree(triton / "backends", backends)
+    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    shutil.copy2(stub, backends / "python")
+    libraries = (str(triton / "external_libs"), str(sysconfig.get_config_var("LIBDIR")))
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(libraries),
+        "PYTHONPATH": str(triton.parent.parent),
+        "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}",
+    }
+    port = free_port()
+    words = [str(triton / "bin" / "tritonserver"), "--model-repository", str(repository)]
+    words += ["--backend-directory", str(backends), "--http-address", "127.0.0.1", "--http-port", str(port)]
+    words += ["--allow-grpc", "false", "--allow-metrics", "false"]
+    log = repository.parent / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            wait_for(lambda: _ready(url, process, log), "a Triton that is ready", 120)
+            yield f"{url}/v2/models/{tiny_bundle.name}/infer"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> bool:
+    assert process.poll() is None, log.read_text()[-3000:]
+    try:
+        return httpx2.get(f"{url}/v2/health/ready", timeout=5).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def infer(server: str, prompt: str, **fields: Any) -> np.ndarray | httpx2.Response:
+    """A picture, or the answer that is none."""
+    inputs = [{"name": "PROMPT", "datatype": "BYTES", "shape": [1, 1], "data": [prompt]}]
+    for name, value in fields.items():
+        kind = FIELDS[name].kind.replace("STRING", "BYTES")
+        inputs.append({"name": name, "datatype": kind, "shape": [1, 1], "data": [value]})
+    outputs = [{"name": "PNG", "parameters": {"binary_data": True}}]
+    answer = httpx2.post(server, json={"inputs": inputs, "outputs": outputs}, timeout=120)
+    if answer.status_code != 200:
+        return answer
+    raw = answer.content[int(answer.headers["inference-header-content-length"]) :]
+    (size,) = struct.unpack("<I", raw[:4])
+    return np.asarray(Image.open(io.BytesIO(raw[4 : 4 + size])).convert("RGB")).astype(int)
+
+
+def test_overlapping_requests_are_whole_and_right(server: str, tiny_bundle: Path) -> None:
+    wanted = [
+        {"SEED": seed, "STEPS": (4, 12, 28)[seed % 3], "GUIDANCE": ("emag", "cfg")[seed % 2]}
+        for seed in range(9)
+    ]
+    found: dict[int, Any] = {}
+    clients = [
+        threading.Thread(target=lambda n=n: found.update({n: infer(server, PROMPT, **wanted[n])}))
+        for n in range(len(wanted))
+    ]
+    for client in clients:
+        client.start()
+    bad = infer(server, PROMPT, STEPS=0)
+    empty = infer(server, " ")
+    for client in clients:
+        client.join()
+    assert isinstance(bad, httpx2.Response) and "0 denoising steps" in bad.text
+    assert isinstance(empty, httpx2.Response) and "the PROMPT is empty" in empty.text
+    assert {bad.status_code, empty.status_code} == {400}
+    with Pipeline.open(tiny_bundle, threads=1) as pipeline:
+        for number, given in enumerate(wanted):
+            (alone,) = pipeline.generate(
+                PROMPT,
+                seed=int(given["SEED"]),
+                steps=int(given["STEPS"]),
+                guidance=str(given["GUIDANCE"]),
+            )
+            assert np.abs(found[number] - np.asarray(alone)).max() <= ONE_LEVEL
+
+
+def test_requests_share_calls(server: str) -> None:
+    """Triton's own count: fewer executions than steps that were asked for."""
+    statistics = server.replace("/infer", "/stats")
+
+    def executions() -> int:
+        model = httpx2.get(statistics, timeout=10).json()["model_stats"][0]
+        return int(model["execution_count"])
+
+    before = executions()
+    clients = [
+        threading.Thread(target=lambda s=seed: infer(server, PROMPT, SEED=s, STEPS=20)) for seed in range(6)
+    ]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert executions() - before < 6 * 20 / 2
