@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test gpu gpu-dry full-size lint typecheck format bench tables accuracy clean distclean
+.PHONY: help demo check test serving soak gpu gpu-dry full-size lint typecheck format bench bench-serving tables
+.PHONY: accuracy clean distclean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,11 +20,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Export the bundled tiny model and draw pictures with it into out/demo
 	$(BIN)/python -m emag_export.cli.main demo --output out/demo
 
-check: lint  ## Lint and the fast tests: what to run while you work
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exports and not slow and not gpu"
+OUTSIDE := browser or ray or triton
 
-test: lint  ## Lint, then run every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+check: lint  ## Lint and the fast tests: what to run while you work
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exports and not slow and not gpu and not ($(OUTSIDE))"
+
+test: lint  ## Lint, then run every test but those of make serving
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(OUTSIDE))"
+
+serving: $(STAMP)  ## What needs Chromium, Ray or Triton beside us (installs the latter two; a quarter of an hour)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m pytest -m "$(OUTSIDE)" -rs
+
+soak: $(STAMP)  ## Ten minutes of mixed load, cancellations and engine failures on a server
+	$(BIN)/python -m benchmarks.serving.soak
 
 gpu: $(STAMP)  ## What only an NVIDIA GPU can show: its tests, then every engine against PyTorch
 	$(BIN)/python -m pytest -m gpu -rs; tests=$$?; \
@@ -50,6 +60,9 @@ format: $(STAMP)  ## Rewrite files as lint wants them
 
 bench: $(STAMP)  ## Measure speed against its targets, beside CFG and the released algorithm (a quarter of an hour)
 	$(BIN)/python -m benchmarks.targets
+
+bench-serving: $(STAMP)  ## Load three servers in turn: ours, ours one request at a time, diffusers (ten minutes)
+	$(BIN)/python -m benchmarks.serving
 
 tables: $(STAMP)  ## Write the tables of README and docs from the results
 	$(BIN)/python -m benchmarks.render

@@ -12,6 +12,8 @@ from typing import Any
 
 from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, targets
 from benchmarks.results import FOLDER, load_results
+from benchmarks.serving import __main__ as serving
+from benchmarks.serving import soak
 from emag_export.contract import Variant
 from emag_export.families import FAMILIES
 from emag_export.runtime.guidance.rules import GUIDANCES
@@ -172,6 +174,40 @@ def _full_size_row(row: Mapping[str, Any]) -> list[str]:
     return [row["part"], row["precision"], *exported, *compiled]
 
 
+def _serving() -> str:
+    """A column for every processor that somebody has measured on."""
+    found = [load_results(path) for path in sorted(serving.RESULTS.glob("*.json"))]
+    machines = [f"{one['machine']['processor']}, {one['machine']['cores']} cores" for one in found]
+    columns = [{row["what"]: row for row in one["targets"]} for one in found]
+    rows = [
+        [
+            row["what"],
+            row["target"],
+            *(
+                f"**{column[what]['measured']:.3g}**" + ("" if column[what]["met"] else " missed")
+                for column in columns
+            ),
+        ]
+        for what, row in columns[0].items()
+    ]
+    first = [f"{one['first_preview']['median'] * 1000:.0f} ms" for one in found]
+    return _table(["", "target", *machines], [*rows, ["time to the first preview, median", "", *first]])
+
+
+def _soak() -> str:
+    found = load_results(soak.RESULTS)
+    memory, counts = found["memory"], found["counts"]
+    low, high = memory["interval"]
+    grown = f"{memory['slope_mb_per_minute']:+.2f} MB a minute [{low:+.2f}, {high:+.2f}]"
+    headers = ["minutes", "pictures compared", "wrong", "requests lost", "engine failures met", "own memory"]
+    cells = [
+        f"{found['minutes']:g}",
+        *(str(counts["pictures compared"]), str(found["wrong"]), str(found["lost"])),
+        *(str(counts["engine failures met"]), f"{memory['mb_every_half_minute'][-1]:.0f} MB, {grown}"),
+    ]
+    return _table(headers, [cells])
+
+
 def _peak(peak: Mapping[str, int | None]) -> list[str]:
     """Own and mapped; both together where a row is older than telling them apart."""
     own, mapped = peak["own"], peak["mapped"]
@@ -192,6 +228,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "prompt-accuracy": _accuracy,
     "full-size": _full_size,
     "fusion": _fusion,
+    "serving": _serving,
+    "soak": _soak,
 }
 """Name in a marker to the table."""
 

@@ -14,6 +14,7 @@ _OPTIONS: Mapping[str, str] = {
     "output": "-o",
     "targets": "--target",
     "loras": "--lora",
+    "queue_images": "--max-queue",
     "without": " or ".join(f"--no-{switch}" for switch in SWITCHES),
 }
 """Parameters whose option has another name."""

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, render, targets
 from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
+from benchmarks.serving import __main__ as serving
+from benchmarks.serving import soak
 
 FILES = sorted(FOLDER.rglob("*.json"))
 AXES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -18,6 +20,8 @@ AXES: dict[str, Callable[[], dict[str, Any]]] = {
     "golden_errors.json": golden_errors.axes,
     "prompt_accuracy.json": prompt_accuracy.axes,
     "bench": targets.axes,
+    "serving": serving.axes,
+    "soak.json": soak.axes,
 }
 """File or folder of results to what the code that writes it varies."""
 

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -589,3 +590,8 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
 def test_two_bundles_of_one_name_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two bundles are called"):
         open_models([tiny_bundle, tmp_path / tiny_bundle.name], EngineConfig(), BatchingOptions(), Metrics())
+
+
+def test_every_figure_is_explained() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "serving.md").read_text("utf-8")
+    assert dict(re.findall(r"^\| `(emag_\w+)` \| (\w+) \|", guide, re.MULTILINE)) == METRICS

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
+from emag_export.runtime.pictures.metadata import read_picture_record
 from tests.serving import PROMPT, Running, running_server, wait_for
 
 KEY = "k" * 32
@@ -157,3 +159,26 @@ def test_a_server_that_cannot_listen_says_why(tiny_bundle: Path, server: Running
             env={**os.environ, "COLUMNS": "400"},
         )
         assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
+def test_the_commands_of_the_documents_run(server: Running, tmp_path: Path) -> None:
+    """The curl of the README and the guide, and the example with the official client."""
+    root = Path(__file__).parent.parent
+    for name in ("README.md", "docs/serving.md"):
+        text = (root / name).read_text("utf-8")
+        (command,) = re.findall(r"^\$ (curl .*?> (?:\S+\.png))$", text, re.DOTALL | re.MULTILINE)
+        here = command.replace("http://127.0.0.1:8000", server.url).replace(
+            "python -c", f"{sys.executable} -c"
+        )
+        subprocess.run(here, shell=True, cwd=tmp_path, check=True, timeout=60)
+        assert read_picture_record(tmp_path / "served.png").request.seed == 1
+        (tmp_path / "served.png").unlink()
+    environment = {**os.environ, "OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": KEY}
+    example = [sys.executable, str(root / "examples" / "openai_client.py")]
+    subprocess.run(example, cwd=tmp_path, env=environment, check=True, timeout=60)
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {"picture-0.png", "picture-1.png", "preview-0.png", "preview-1.png", "streamed.png"}
+    first, streamed = (
+        read_picture_record(tmp_path / f"{name}.png").request for name in ("picture-0", "streamed")
+    )
+    assert first == streamed

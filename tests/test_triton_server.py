@@ -67,10 +67,9 @@ def server(triton: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFac
     repository = tmp_path_factory.mktemp("triton") / "repository"
     export_repository(Bundle(tiny_bundle), repository, EngineConfig(threads=1))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    backends = repository.parent / "backends"
-    shutil.copytree(triton / "backends", backends)
+    # Beside its backend, from where it finds its libraries.
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
-    shutil.copy2(stub, backends / "python")
+    shutil.copy2(stub, triton / "backends" / "python")
     libraries = (str(triton / "external_libs"), str(sysconfig.get_config_var("LIBDIR")))
     environment = {
         **os.environ,
@@ -80,7 +79,14 @@ def server(triton: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFac
     }
     port = free_port()
     words = [str(triton / "bin" / "tritonserver"), "--model-repository", str(repository)]
-    words += ["--backend-directory", str(backends), "--http-address", "127.0.0.1", "--http-port", str(port)]
+    words += [
+        "--backend-directory",
+        str(triton / "backends"),
+        "--http-address",
+        "127.0.0.1",
+        "--http-port",
+        str(port),
+    ]
     words += ["--allow-grpc", "false", "--allow-metrics", "false"]
     log = repository.parent / "log"
     with log.open("w") as file:
