@@ -125,6 +125,12 @@ def test_several_pictures_have_seeds_that_count_up(house: House) -> None:
     assert np.abs(pixels(again["b64_json"]) - pixels(found[1]["b64_json"])).max() <= ONE_LEVEL
 
 
+def test_a_prompt_that_is_too_long_for_the_model_is_said(house: House) -> None:
+    assert post(house).json()["emag"]["unseen"] is None
+    unseen = post(house, prompt=f"{PROMPT} and " * 60, num_inference_steps=1).json()["emag"]["unseen"]
+    assert "did not see" in unseen and PROMPT in unseen
+
+
 def test_a_seed_is_drawn_where_none_is_given(house: House) -> None:
     seeds = {post(house, seed=None, num_inference_steps=1).json()["data"][0]["seed"] for _ in range(2)}
     assert len(seeds) == 2 and all(0 <= seed < 2**32 for seed in seeds)

@@ -118,6 +118,7 @@ class Drawing:
                 variant=str(self._model.bundle.contract.variant),
                 guidance=first.guidance.name,
                 steps=first.steps,
+                unseen=cut.describe() if (cut := self._tickets[0].cut) else None,
             ),
         )
 

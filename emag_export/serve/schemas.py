@@ -101,6 +101,9 @@ class EmagFacts(BaseModel):
     variant: str
     guidance: str
     steps: int
+    unseen: str | None = Field(
+        default=None, description="What of the prompt was beyond the text encoders' limits, if anything."
+    )
 
 
 class ImagesResponse(BaseModel):
