@@ -15,11 +15,12 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from emag_export.runtime.batching.scheduler import Call
-from emag_export.runtime.batching.ticket import Ticket
 from emag_export.version import VERSION
 
+# A front without an engine counts, too: it shall not load PyTorch for that.
 if TYPE_CHECKING:
+    from emag_export.runtime.batching.scheduler import Call
+    from emag_export.runtime.batching.ticket import Ticket
     from emag_export.serve.models import ServedModel
 
 __all__ = ["METRICS", "Metrics"]
@@ -105,10 +106,10 @@ class Metrics:
                 self.requests.labels(model=model.name, outcome=outcome)
             self.rejected.labels(model=model.name, reason="queue_full")
 
-    def observer(self, model: str) -> Callable[[Call], None]:
+    def observer(self, model: str) -> "Callable[[Call], None]":
         """What a model's pipeline tells of every engine call."""
 
-        def observe(call: Call) -> None:
+        def observe(call: "Call") -> None:
             if call.error is not None:
                 self.failures.labels(model=model).inc()
                 return
@@ -119,7 +120,7 @@ class Metrics:
 
         return observe
 
-    def finished(self, model: str, ticket: Ticket) -> None:
+    def finished(self, model: str, ticket: "Ticket") -> None:
         """Take the times of a finished picture into account."""
         self.images.labels(model=model, guidance=ticket.request.guidance.name).inc()
         times = ticket.times

@@ -78,7 +78,8 @@ def _end_now(number: int, frame: FrameType | None) -> None:
 def _listen(settings: ServerSettings) -> socket.socket:
     """The address, taken but not yet listened at: a server that cannot have it says so before it loads."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # Named as TCP: asyncio sends small answers at once on such sockets only, and 40 ms late on others.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((settings.host, settings.port))
