@@ -21,12 +21,14 @@ demo: $(STAMP)  ## Export the bundled tiny model and draw pictures with it into 
 	$(BIN)/python -m emag_export.cli.main demo --output out/demo
 
 OUTSIDE := browser or ray or triton
+# A file's tests stay together, as they share what is slow to make; files in the order that tests/conftest.py says.
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 check: lint  ## Lint and the fast tests: what to run while you work
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exports and not slow and not gpu and not ($(OUTSIDE))"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not exports and not slow and not gpu and not ($(OUTSIDE))"
 
 test: lint  ## Lint, then run every test but those of make serving
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(OUTSIDE))"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ($(OUTSIDE))"
 
 serving: $(STAMP)  ## What needs Chromium, Ray or Triton beside us (installs the latter two; a quarter of an hour)
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[ray]"

@@ -73,15 +73,15 @@ def command(bundle: Path, prompts: Path, output: Path, **options: Any) -> None:
     from emag_export.runtime.batching.options import BatchingOptions, size_room
     from emag_export.runtime.batching.pipeline import BatchedPipeline
     from emag_export.runtime.pipeline import Pipeline
-    from emag_export.serve.batch import (
+    from emag_export.serve.batch.draw import (
         BatchResult,
         draw,
         pending,
         record_failures,
         remove_leftovers,
     )
-    from emag_export.serve.batch_index import write_index
-    from emag_export.serve.batch_plan import BatchPlan
+    from emag_export.serve.batch.index import write_index
+    from emag_export.serve.batch.plan import BatchPlan
 
     require_packages(
         *(("pyarrow",) if options["index"] == "parquet" else ()),
@@ -111,7 +111,7 @@ def command(bundle: Path, prompts: Path, output: Path, **options: Any) -> None:
             bar.update(task, description="drawing", completed=done, total=count)
 
         if options["ray"]:
-            from emag_export.serve.batch_ray import Workers, draw_on_ray
+            from emag_export.serve.batch.on_ray import Workers, draw_on_ray
 
             workers = Workers(
                 engine=engine,

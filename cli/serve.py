@@ -149,8 +149,8 @@ def command(bundles: tuple[Path, ...], **options: Any) -> None:
             status.print(f"serving {shown} at {url}", markup=False, soft_wrap=True)
 
         if options["ray"]:
-            from emag_export.serve.ray_app import serve_on_ray
-            from emag_export.serve.ray_sizing import RayOptions
+            from emag_export.serve.ray.app import serve_on_ray
+            from emag_export.serve.ray.sizing import RayOptions
 
             ray = RayOptions(replicas=options["replicas"], address=options["ray_address"])
             serve_on_ray(bundles, settings, engine, batching, ray, ready)

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from emag_export.serve.ray_replicas import ReplicaState
-from emag_export.serve.ray_wire import HttpAnswer, HttpRequest, Message
+from emag_export.serve.ray.replicas import ReplicaState
+from emag_export.serve.ray.wire import HttpAnswer, HttpRequest, Message
 
 JSON = [(b"content-type", b"application/json")]
 

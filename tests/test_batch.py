@@ -26,9 +26,9 @@ from emag_export.runtime.batching.options import BatchingOptions
 from emag_export.runtime.batching.pipeline import BatchedPipeline
 from emag_export.runtime.pictures.metadata import read_picture_record
 from emag_export.runtime.pipeline import Pipeline
-from emag_export.serve.batch import BatchResult, draw, pending, record_failures
-from emag_export.serve.batch_plan import BatchPlan
-from emag_export.serve.table import read_table
+from emag_export.serve.batch.draw import BatchResult, draw, pending, record_failures
+from emag_export.serve.batch.plan import BatchPlan
+from emag_export.serve.batch.table import read_table
 from tests.bundles import opener
 from tests.test_batched_pipeline import sizing
 

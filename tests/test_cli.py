@@ -221,7 +221,7 @@ def test_models_and_doctor() -> None:
         ([], "there is nothing to draw"),
         (["--prompt", "x", "--steps", "0"], "0 denoising steps"),
         (["--prompt", "x", "--guidance-scale", "nan"], "--guidance-scale is nan; give a finite number"),
-        (["--prompt", "x", "--emag-scale", "inf"], "emag scale is inf"),
+        (["--prompt", "x", "--emag-scale", "inf"], "--emag-scale is inf"),
         (["--prompt", "x", "--height", "60"], "--height 60 is no multiple of 8; take 56 or 64"),
         (["--prompt", "x", "--width", "0"], "--width 0 is no multiple of 8"),
         (["--prompt", "x", "--width", "4096"], "positional embedding covers: 192"),

@@ -218,9 +218,9 @@ def test_other_settings_are_refused_with_what_they_may_be() -> None:
         Guidance(name="emga")
     with pytest.raises(InputError, match=r"norm_threshold` is -1.0"):
         ApgConfig(norm_threshold=-1.0)
-    with pytest.raises(InputError, match=r"norm threshold is nan"):
+    with pytest.raises(InputError, match=r"norm_threshold` is nan"):
         ApgConfig(norm_threshold=float("nan"))
-    with pytest.raises(InputError, match=r"mixing is 2.0"):
+    with pytest.raises(InputError, match=r"mixing` is 2.0"):
         CadsConfig(mixing=2.0)
     for tau1, tau2 in ((0.6, 0.6), (-0.1, 0.5), (float("nan"), 1.0), (0.5, float("nan"))):
         with pytest.raises(InputError, match="tau1"):

@@ -20,9 +20,9 @@ from emag_export.errors import InputError
 from emag_export.records import parse_record
 from emag_export.runtime.batching.options import BatchingOptions
 from emag_export.runtime.pipeline import Pipeline
-from emag_export.serve.ray_app import RayArguments, build_app
-from emag_export.serve.ray_scaling import IMAGES, PLACES, replicas_for_images
-from emag_export.serve.ray_sizing import Cluster, RayOptions, ReplicaPlan
+from emag_export.serve.ray.app import RayArguments, build_app
+from emag_export.serve.ray.scaling import IMAGES, PLACES, replicas_for_images
+from emag_export.serve.ray.sizing import Cluster, RayOptions, ReplicaPlan
 from tests.serving import PROMPT
 
 EXAMPLE = Path(__file__).parent.parent / "deploy/ray/serve.yaml"
@@ -164,8 +164,8 @@ def test_arguments_that_cannot_be_are_refused(
 _IN_THIS_PROCESS = """
 import json, sys
 from ray import serve
-from emag_export.serve.ray_app import build_app
-from emag_export.serve.ray_wire import HttpRequest
+from emag_export.serve.ray.app import build_app
+from emag_export.serve.ray.wire import HttpRequest
 
 def ask(method, path, body=None):
     scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": [

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from emag_export.serve.errors import ApiError
-from emag_export.serve.ray_front import Front
-from emag_export.serve.ray_replicas import NoReplicaError, ReplicaLostError
-from emag_export.serve.ray_wire import HttpAnswer, HttpRequest, Message
+from emag_export.serve.ray.front import Front
+from emag_export.serve.ray.replicas import NoReplicaError, ReplicaLostError
+from emag_export.serve.ray.wire import HttpAnswer, HttpRequest, Message
 from emag_export.serve.settings import ServerSettings
 from tests.ray_doubles import JSON, Double, chunk, start
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from emag_export.serve import ray_replicas
 from emag_export.serve.errors import ApiError
-from emag_export.serve.ray_replicas import NoReplicaError, RayReplicas, ReplicaLostError, ReplicaState
-from emag_export.serve.ray_wire import HttpRequest, Message, answer_of, messages_of, read_request
+from emag_export.serve.ray import replicas
+from emag_export.serve.ray.replicas import NoReplicaError, RayReplicas, ReplicaLostError, ReplicaState
+from emag_export.serve.ray.wire import HttpRequest, Message, answer_of, messages_of, read_request
 from tests.ray_doubles import Handle, chunk, raising, silent, start
 
 # What Ray 2.60 does as it is imported.
@@ -88,7 +88,7 @@ def test_errors_of_ray_are_worded_for_clients() -> None:
 @rays_own
 def test_a_request_does_not_wait_for_a_replica_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr(ray_replicas, "_PATIENCE", 0.01)
+    monkeypatch.setattr(replicas, "_PATIENCE", 0.01)
     handle = Handle(silent, [])
     with pytest.raises(NoReplicaError):
         asyncio.run(answer_of(RayReplicas(handle).stream(REQUEST)))

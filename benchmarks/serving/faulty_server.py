@@ -7,6 +7,7 @@ import os
 import random
 import sys
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,9 @@ from emag_export.serve import models
 
 __all__ = ["faulty_backend"]
 
+_STARTING = 300
+"""Calls that succeed: a server that cannot even time its calls does not start."""
+
 
 def faulty_backend(share: float, draw: random.Random) -> Any:
     """``open_backend`` whose denoisers fail in some calls.
@@ -30,10 +34,10 @@ def faulty_backend(share: float, draw: random.Random) -> Any:
     """
 
     def opener_of(config: Any, bundle: Bundle) -> Any:
-        open_engine = open_backend(config, bundle)
+        open_engine, calls = open_backend(config, bundle), count()
 
         def fail(feeds: Mapping[str, Tensor]) -> None:
-            if draw.random() < share:
+            if next(calls) > _STARTING and draw.random() < share:
                 raise RuntimeError("injected: an illegal memory access was encountered")
 
         def opened(home: Bundle, component: str) -> Engine:

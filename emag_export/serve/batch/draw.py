@@ -14,7 +14,7 @@ from emag_export.errors import EmagError, EngineError, UnavailableError
 from emag_export.runtime.batching.pipeline import BatchedPipeline
 from emag_export.runtime.batching.ticket import Ticket
 from emag_export.runtime.pictures.metadata import save_picture
-from emag_export.serve.batch_plan import PICTURES, BatchPlan, Item
+from emag_export.serve.batch.plan import PICTURES, BatchPlan, Item
 
 __all__ = ["BatchResult", "draw", "pending", "record_failures", "remove_leftovers"]
 

@@ -9,7 +9,7 @@ from emag_export.engines.config import EngineConfig
 from emag_export.engines.registry import BACKENDS
 from emag_export.errors import InputError
 from emag_export.runtime.batching.options import BatchingOptions
-from emag_export.serve.ray_scaling import replicas_for_images
+from emag_export.serve.ray.scaling import replicas_for_images
 
 __all__ = ["Cluster", "RayOptions", "ReplicaPlan"]
 

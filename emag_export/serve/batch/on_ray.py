@@ -17,9 +17,9 @@ from emag_export.runtime.batching.options import BatchingOptions
 from emag_export.runtime.batching.pipeline import BatchedPipeline
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest
-from emag_export.serve.batch import BatchResult, Tell, draw
-from emag_export.serve.batch_plan import BatchPlan, Item
-from emag_export.serve.table import Row
+from emag_export.serve.batch.draw import BatchResult, Tell, draw
+from emag_export.serve.batch.plan import BatchPlan, Item
+from emag_export.serve.batch.table import Row
 
 __all__ = ["Workers", "draw_on_ray"]
 

@@ -10,7 +10,7 @@ from emag_export.errors import BundleError, EmagError, InputError
 from emag_export.runtime.keywords import SamplingKeywords, amended
 from emag_export.runtime.pictures.metadata import read_picture_record
 from emag_export.runtime.request import GenerationRequest, default_request, plan_request
-from emag_export.serve.table import Row, read_table
+from emag_export.serve.batch.table import Row, read_table
 
 __all__ = ["BatchPlan", "Item"]
 

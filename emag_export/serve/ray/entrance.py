@@ -5,9 +5,9 @@ from typing import Any
 
 from emag_export.serve.logs import set_up_logs
 from emag_export.serve.middleware import Receive, Scope, Send
-from emag_export.serve.ray_front import Front, live
-from emag_export.serve.ray_replicas import RayReplicas, replica_name
-from emag_export.serve.ray_wire import HttpAnswer, HttpRequest, answer_of, messages_of
+from emag_export.serve.ray.front import Front, live
+from emag_export.serve.ray.replicas import RayReplicas, replica_name
+from emag_export.serve.ray.wire import HttpAnswer, HttpRequest, answer_of, messages_of
 from emag_export.serve.settings import ServerSettings
 
 __all__ = ["make_entrance"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from emag_export.hashing import hash_file
 from emag_export.packages import require_packages
-from emag_export.serve.batch_plan import BatchPlan
+from emag_export.serve.batch.plan import BatchPlan
 
 __all__ = ["FORMATS", "index_rows", "write_index"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from emag_export.serve.errors import ApiError
-from emag_export.serve.ray_wire import HttpAnswer, HttpRequest, Message
+from emag_export.serve.ray.wire import HttpAnswer, HttpRequest, Message
 
 __all__ = ["NoReplicaError", "RayReplicas", "ReplicaLostError", "ReplicaState", "Replicas", "replica_name"]
 
@@ -90,7 +90,7 @@ class RayReplicas:
 
     Args:
         handle: A ``DeploymentHandle``; the deployment is made of
-            :class:`~emag_export.serve.ray_replica.ModelReplica`.
+            :class:`~emag_export.serve.ray.replica.ModelReplica`.
     """
 
     def __init__(self, handle: Any) -> None:

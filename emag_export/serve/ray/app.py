@@ -19,8 +19,8 @@ from emag_export.errors import BundleError, EngineError, InputError
 from emag_export.packages import require_packages
 from emag_export.records import parse_record
 from emag_export.runtime.batching.options import BatchingOptions
-from emag_export.serve.ray_deployments import make_application
-from emag_export.serve.ray_sizing import Cluster, RayOptions, ReplicaPlan
+from emag_export.serve.ray.deployments import make_application
+from emag_export.serve.ray.sizing import Cluster, RayOptions, ReplicaPlan
 from emag_export.serve.settings import ServerSettings, read_keys
 
 __all__ = ["RayArguments", "build_app", "serve_on_ray"]
@@ -46,7 +46,7 @@ class RayArguments:
 
 
 def build_app(args: Mapping[str, Any]) -> Any:
-    """The application, for ``import_path: emag_export.serve.ray_app:build_app``.
+    """The application, for ``import_path: emag_export.serve.ray.app:build_app``.
 
     Args:
         args: Fields of :class:`RayArguments`.

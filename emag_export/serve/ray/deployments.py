@@ -15,7 +15,7 @@ from emag_export.engines.config import EngineConfig
 from emag_export.errors import InputError
 from emag_export.runtime.batching.options import BatchingOptions
 from emag_export.serve.models import name_of
-from emag_export.serve.ray_sizing import Cluster, RayOptions, ReplicaPlan
+from emag_export.serve.ray.sizing import Cluster, RayOptions, ReplicaPlan
 from emag_export.serve.settings import ServerSettings
 
 __all__ = ["make_application"]
@@ -52,8 +52,8 @@ def make_application(
     """
     from ray import serve
 
-    from emag_export.serve.ray_entrance import make_entrance
-    from emag_export.serve.ray_replica import ModelReplica
+    from emag_export.serve.ray.entrance import make_entrance
+    from emag_export.serve.ray.replica import ModelReplica
 
     names = [name_of(path) for path in bundles]
     if doubled := [name for name in names if names.count(name) > 1]:

@@ -13,9 +13,9 @@ from typing import Any
 from emag_export.serve.errors import ApiError
 from emag_export.serve.metrics import Metrics
 from emag_export.serve.middleware import App, Auth, BodyLimit, Outside, Receive, Scope, Send, send_error
-from emag_export.serve.ray_metrics import joined_metrics
-from emag_export.serve.ray_replicas import NoReplicaError, ReplicaLostError, Replicas
-from emag_export.serve.ray_wire import HttpAnswer, HttpRequest, Message, answer_of, read_request
+from emag_export.serve.ray.metrics import joined_metrics
+from emag_export.serve.ray.replicas import NoReplicaError, ReplicaLostError, Replicas
+from emag_export.serve.ray.wire import HttpAnswer, HttpRequest, Message, answer_of, read_request
 from emag_export.serve.settings import ServerSettings
 
 __all__ = ["Front", "live"]

@@ -14,9 +14,9 @@ from emag_export.serve.app import create_app
 from emag_export.serve.logs import set_up_logs
 from emag_export.serve.metrics import Metrics
 from emag_export.serve.models import open_models
-from emag_export.serve.ray_replicas import ReplicaState, replica_name
-from emag_export.serve.ray_scaling import IMAGES, PLACES
-from emag_export.serve.ray_wire import HttpAnswer, HttpRequest, Message, answer_of, messages_of
+from emag_export.serve.ray.replicas import ReplicaState, replica_name
+from emag_export.serve.ray.scaling import IMAGES, PLACES
+from emag_export.serve.ray.wire import HttpAnswer, HttpRequest, Message, answer_of, messages_of
 from emag_export.serve.settings import ServerSettings
 
 __all__ = ["ModelReplica"]

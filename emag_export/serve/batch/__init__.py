@@ -1,0 +1,1 @@
+"""Tables of prompts to thousands of pictures."""
