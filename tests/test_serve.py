@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from emag_export.bundle import Bundle
 from emag_export.engines.config import EngineConfig
 from emag_export.errors import EngineError, InputError
 from emag_export.runtime.batching.options import BatchingOptions
+from emag_export.runtime.keywords import amended
 from emag_export.runtime.pictures.metadata import read_picture_record
 from emag_export.runtime.pipeline import Pipeline
+from emag_export.runtime.request import default_request
 from emag_export.serve.app import State, create_app
-from emag_export.serve.errors import FIELDS
+from emag_export.serve.errors import FIELDS, ApiError
 from emag_export.serve.metrics import METRICS, Metrics
 from emag_export.serve.models import open_models
+from emag_export.serve.requests import Requests, Running
 from emag_export.serve.settings import ServerSettings, read_keys
 from tests.serving import PROMPT
 
@@ -368,6 +372,24 @@ def test_a_request_can_be_watched_and_given_up(house: House) -> None:
 
     run(ask())
     assert house.batched.live == house.batched.waiting == 0
+
+
+def test_ended_requests_are_forgotten_after_a_while(house: House) -> None:
+    """Also those whose client left before the answer began."""
+    now = [1000.0]
+    known = Requests(lambda: now[0])
+    (ticket,) = house.batched.submit([amended(default_request(house.batched.bundle, PROMPT), {"steps": 1})])
+    known.add(Running(id="first", model=house.models[0], tickets=[ticket]))
+    ticket.wait(60)
+    (other,) = house.batched.submit([amended(default_request(house.batched.bundle, PROMPT), {"steps": 1})])
+    known.add(Running(id="second", model=house.models[0], tickets=[other]))
+    assert known.get("first").tickets == [] and known.get("first").state.status == "completed"
+    now[0] = time.time() + 601
+    other.wait(60)
+    known.add(Running(id="third", model=house.models[0], tickets=[other]))
+    assert "first" not in known and "second" not in known
+    with pytest.raises(ApiError, match="more than ten minutes ago"):
+        known.get("first")
 
 
 def test_a_full_queue_says_when_to_come_again(house: House) -> None:

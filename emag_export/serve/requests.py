@@ -145,6 +145,9 @@ class Requests:
 
     def _forget(self) -> None:
         now = self._clock()
+        for one in self._known.values():
+            if one.ended is None and all(ticket.done for ticket in one.tickets):
+                one.end()  # its client left before its answer began, so that nobody else ends it
         ended = [one for one in self._known.values() if one.ended is not None]
         surplus = len(self._known) - _REMEMBERED
         for number, one in enumerate(ended):
