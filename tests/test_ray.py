@@ -170,9 +170,8 @@ def test_a_client_that_leaves_frees_its_rows(server: Running, stream: bool) -> N
     headers = {"Authorization": f"Bearer {KEY}", "x-request-id": request_id}
     with httpx2.Client(base_url=server.url, headers=headers, timeout=1.0) as client:
         if stream:
-            with client.stream(
-                "POST", "/v1/images/generations", json={**body, "partial_images": 3}
-            ) as response:
+            shown = {**body, "emag": {"preview_every": 1}}
+            with client.stream("POST", "/v1/images/generations", json=shown, timeout=30) as response:
                 next(response.iter_lines())
         else:
             with pytest.raises(httpx2.ReadTimeout):
