@@ -64,7 +64,8 @@ def measure(bundle: Bundle, requests: int, rounds: int, say: Callable[[str], Non
                 load(LOADED, number, server, UTILISATION * alone, MIXED)
         together = servers[TOGETHER]
         previews = send(together.url, poisson(30, alone / 3, MIXED, seed=7), previews=True)
-        lone = [one for seed in range(4) for one in send(together.url, poisson(3, 1.0, CFG, seed=seed))]
+        # One after the other, each when the one before has been answered.
+        lone = [send(together.url, [one])[0] for one in poisson(12, INFINITE, CFG, seed=8)]
         metrics = httpx2.get(f"{together.url}/metrics").text
     first = [one.first_preview for one in previews if one.first_preview is not None]
     return {
