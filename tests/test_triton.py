@@ -18,9 +18,11 @@ from emag_export.errors import BundleError, CancelledError, EngineError, InputEr
 from emag_export.runtime.keywords import SAMPLING_KEYWORDS
 from emag_export.runtime.pictures.metadata import read_picture_record
 from emag_export.runtime.pipeline import Pipeline
+from emag_export.serve.triton import backend as backend_module
 from emag_export.serve.triton.backend import StepBackend
 from emag_export.serve.triton.export import config_text, export_repository
-from emag_export.serve.triton.fields import FIELDS, in_inputs
+from emag_export.serve.triton.fields import FIELDS, READY, in_inputs
+from emag_export.serve.triton.parameters import Limits, as_parameters, engine_of, limits_of
 
 PROMPT = "a large red circle on a blue background"
 # Of 255; measured: no pixel differs.
@@ -50,14 +52,26 @@ def test_a_repository_holds_all_that_triton_needs(tiny_bundle: Path, tmp_path: P
 
 
 def test_the_configuration_is_of_the_fields() -> None:
-    text = config_text("tiny", EngineConfig(backend="onnxruntime", device="cuda:1", threads=3), 8)
+    text = config_text("tiny", EngineConfig(device="cuda:1", threads=3), 8, Limits(max_pixels=64))
     assert text.count("{") == text.count("}") and text.count("[") == text.count("]")
-    assert re.findall(r'name: "([A-Z_]+)"', text) == ["PROMPT", *FIELDS, "PNG"]
+    assert re.findall(r'name: "([A-Z_]+)"', text) == ["PROMPT", *FIELDS, "PNG", READY]
     assert text.count("optional: true") == len(FIELDS)
     for line in ('name: "tiny"', 'backend: "python"', "max_batch_size: 8", "iterative_sequence: true"):
         assert line in text
     assert 'string_value: "cuda:1"' in text
     assert {field.keyword for field in FIELDS.values()} <= set(SAMPLING_KEYWORDS)
+
+
+def test_the_model_opens_the_bundle_as_it_was_told() -> None:
+    engine = EngineConfig(
+        backend="tensorrt", device="cuda:1", threads=2, cuda_graphs=False, weight_budget=7, provider="x y"
+    )
+    limits = Limits(max_steps=5, max_pixels=64, max_prompt=9)
+    told = as_parameters(engine, limits)
+    assert (engine_of(told), limits_of(told)) == (engine, limits)
+    assert "source" not in told
+    with pytest.raises(InputError, match=r"parameter max_steps of config\.pbtxt is 'many'"):
+        limits_of({**told, "max_steps": "many"})
 
 
 def test_errors_speak_of_inputs() -> None:
@@ -75,6 +89,18 @@ def test_nothing_is_replaced_unasked(tiny_bundle: Path, tmp_path: Path) -> None:
     assert not (output / "precious").exists() and not list(tmp_path.glob(".*.partial"))
     with pytest.raises(InputError, match="`max_images` is 0"):
         export_repository(bundle, tmp_path / "other", EngineConfig(), images=0)
+
+
+def test_an_output_that_would_cost_the_bundle_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parent"
+    copied = Path(shutil.copytree(tiny_bundle, folder / "b"))
+    for output in (copied, folder, copied / "repo"):
+        with pytest.raises(InputError, match="lie inside one another"):
+            export_repository(Bundle(copied), output, EngineConfig(), overwrite=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        export_repository(Bundle(copied), tmp_path / "file", EngineConfig(), overwrite=True)
+    Bundle(copied).check()
 
 
 def test_a_damaged_bundle_is_not_exported(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -145,3 +171,69 @@ def test_an_engine_that_fails_is_opened_again(backend: StepBackend, monkeypatch:
     backend.start("b", PROMPT, {"steps": 1})
     backend.step()
     assert isinstance(backend.take("b"), bytes)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": 2**31 - 1}, "`steps` is 2147483647; give at most 100"),
+        ({"height": 4096, "width": 4096}, "16777216 pixels"),
+        ({"negative_prompt": "x" * 4001}, "`negative_prompt` has 4001 characters"),
+    ],
+)
+def test_nobody_takes_all_of_the_server(backend: StepBackend, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        backend.start("greedy", PROMPT, given)
+    assert "greedy" not in backend
+
+
+def test_a_decoder_that_fails_ends_one_picture(backend: StepBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be begun again and again if nobody were told."""
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    backend.start("a", PROMPT, {"steps": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(backend._pipeline, "decode", broken)
+        backend.step()
+    assert isinstance(error := backend.take("a"), EngineError) and "no memory" in error.message
+    backend.start("b", PROMPT, {"steps": 1})
+    backend.step()
+    assert isinstance(backend.take("b"), bytes)
+
+
+def test_an_engine_that_does_not_open_again_is_tried_again(
+    backend: StepBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise EngineError("no device")
+
+    backend.start("a", PROMPT, {"steps": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(backend._scheduler.engine, "run", broken)
+        patch.setattr(backend._pipeline, "reopen_denoiser", broken)
+        backend.step()
+        assert isinstance(backend.take("a"), EngineError)
+        backend.start("b", PROMPT, {"steps": 1})
+        backend.step()
+        assert isinstance(backend.take("b"), EngineError)
+    backend.start("c", PROMPT, {"steps": 1})
+    backend.step()
+    assert isinstance(backend.take("c"), bytes)
+
+
+def test_pictures_nobody_asks_for_are_forgotten(
+    backend: StepBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_module, "PATIENCE", 3)
+    backend.start("left while drawn", PROMPT, {"steps": 50})
+    backend.start("left at the end", PROMPT, {"steps": 2})
+    backend.start("stays", PROMPT, {"steps": 7})
+    for _ in range(7):
+        backend.step()
+        assert "stays" in backend
+        found = backend.take("stays")
+    assert isinstance(found, bytes)
+    assert "left while drawn" not in backend and "left at the end" not in backend
+    assert not backend._jobs and not backend._ends and backend._scheduler.live == 0

@@ -63,7 +63,15 @@ def triton() -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(triton: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ports() -> tuple[int, int]:
+    """For HTTP and for gRPC."""
+    return free_port(), free_port()
+
+
+@pytest.fixture(scope="module")
+def server(
+    triton: Path, ports: tuple[int, int], tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     repository = tmp_path_factory.mktemp("triton") / "repository"
     export_repository(Bundle(tiny_bundle), repository, EngineConfig(threads=1))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -77,7 +85,6 @@ def server(triton: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFac
         "PYTHONPATH": str(triton.parent.parent),
         "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}",
     }
-    port = free_port()
     words = [str(triton / "bin" / "tritonserver"), "--model-repository", str(repository)]
     words += [
         "--backend-directory",
@@ -85,13 +92,18 @@ def server(triton: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFac
         "--http-address",
         "127.0.0.1",
         "--http-port",
-        str(port),
+        str(ports[0]),
+        "--grpc-address",
+        "127.0.0.1",
+        "--grpc-port",
+        str(ports[1]),
+        "--allow-metrics",
+        "false",
     ]
-    words += ["--allow-grpc", "false", "--allow-metrics", "false"]
     log = repository.parent / "log"
     with log.open("w") as file:
         process = subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT)
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{ports[0]}"
         try:
             wait_for(lambda: _ready(url, process, log), "a Triton that is ready", 120)
             yield f"{url}/v2/models/{tiny_bundle.name}/infer"
@@ -108,14 +120,18 @@ def _ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> bool:
         return False
 
 
-def infer(server: str, prompt: str, **fields: Any) -> np.ndarray | httpx2.Response:
-    """A picture, or the answer that is none."""
+def _body(prompt: str, **fields: Any) -> dict[str, Any]:
+    """A request as Triton takes it."""
     inputs = [{"name": "PROMPT", "datatype": "BYTES", "shape": [1, 1], "data": [prompt]}]
     for name, value in fields.items():
         kind = FIELDS[name].kind.replace("STRING", "BYTES")
         inputs.append({"name": name, "datatype": kind, "shape": [1, 1], "data": [value]})
-    outputs = [{"name": "PNG", "parameters": {"binary_data": True}}]
-    answer = httpx2.post(server, json={"inputs": inputs, "outputs": outputs}, timeout=120)
+    return {"inputs": inputs, "outputs": [{"name": "PNG", "parameters": {"binary_data": True}}]}
+
+
+def infer(server: str, prompt: str, **fields: Any) -> np.ndarray | httpx2.Response:
+    """A picture, or the answer that is none."""
+    answer = httpx2.post(server, json=_body(prompt, **fields), timeout=120)
     if answer.status_code != 200:
         return answer
     raw = answer.content[int(answer.headers["inference-header-content-length"]) :]
@@ -124,7 +140,7 @@ def infer(server: str, prompt: str, **fields: Any) -> np.ndarray | httpx2.Respon
 
 
 def test_overlapping_requests_are_whole_and_right(server: str, tiny_bundle: Path) -> None:
-    wanted = [
+    wanted: list[dict[str, Any]] = [
         {"SEED": seed, "STEPS": (4, 12, 28)[seed % 3], "GUIDANCE": ("emag", "cfg")[seed % 2]}
         for seed in range(9)
     ]
@@ -153,15 +169,15 @@ def test_overlapping_requests_are_whole_and_right(server: str, tiny_bundle: Path
             assert np.abs(found[number] - np.asarray(alone)).max() <= ONE_LEVEL
 
 
+def executions(server: str) -> int:
+    """Calls of the model, by Triton's own count."""
+    statistics = httpx2.get(server.replace("/infer", "/stats"), timeout=10).json()
+    return int(statistics["model_stats"][0]["execution_count"])
+
+
 def test_requests_share_calls(server: str) -> None:
-    """Triton's own count: fewer executions than steps that were asked for."""
-    statistics = server.replace("/infer", "/stats")
-
-    def executions() -> int:
-        model = httpx2.get(statistics, timeout=10).json()["model_stats"][0]
-        return int(model["execution_count"])
-
-    before = executions()
+    """Fewer executions than steps that were asked for."""
+    before = executions(server)
     clients = [
         threading.Thread(target=lambda s=seed: infer(server, PROMPT, SEED=s, STEPS=20)) for seed in range(6)
     ]
@@ -169,4 +185,54 @@ def test_requests_share_calls(server: str) -> None:
         client.start()
     for client in clients:
         client.join()
-    assert executions() - before < 6 * 20 / 2
+    assert executions(server) - before < 6 * 20 / 2
+
+
+# HTTP clients cannot cancel here: Triton finishes the pictures of those that have gone.
+LEAVERS = """
+import sys
+import numpy as np
+import tritonclient.grpc as triton
+
+client = triton.InferenceServerClient(sys.argv[1])
+calls = []
+for seed in range(8):
+    inputs = [
+        triton.InferInput("PROMPT", [1, 1], "BYTES"),
+        triton.InferInput("SEED", [1, 1], "INT64"),
+        triton.InferInput("STEPS", [1, 1], "INT32"),
+    ]
+    values = (np.array([[b"a circle"]], dtype=object), np.array([[seed]]), np.array([[100]], dtype=np.int32))
+    for tensor, value in zip(inputs, values):
+        tensor.set_data_from_numpy(value)
+    calls.append(client.async_infer(sys.argv[2], inputs, lambda result, error: None))
+print("asked", flush=True)
+sys.stdin.readline()
+for call in calls:
+    call.cancel()
+print("left", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_clients_that_leave_keep_no_place(server: str, ports: tuple[int, int], tiny_bundle: Path) -> None:
+    """Triton does not tell the model of them; eight would hold all places for the rest of 100 steps."""
+    before = executions(server)
+    words = [str(ENVIRONMENT / "bin" / "python"), "-c", LEAVERS, f"127.0.0.1:{ports[1]}", tiny_bundle.name]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as leavers:
+        assert leavers.stdin is not None and leavers.stdout is not None
+        assert leavers.stdout.readline() == "asked\n"
+        wait_for(lambda: executions(server) >= before + 3, "steps of all eight", 60)
+        leavers.stdin.write("\n")
+        leavers.stdin.flush()
+        assert leavers.stdout.readline() == "left\n"
+        left = executions(server)
+        assert isinstance(infer(server, PROMPT, STEPS=2), np.ndarray)
+        assert left - before < 60, "they left too late to hold a place"
+        assert executions(server) - left < 30
+        leavers.stdin.write("\n")
+
+
+def test_nobody_takes_all_of_the_server(server: str) -> None:
+    refused = infer(server, PROMPT, STEPS=2**31 - 1)
+    assert isinstance(refused, httpx2.Response) and "STEPS is 2147483647; give at most 100" in refused.text

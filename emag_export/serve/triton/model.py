@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # Triton brings it
 
-from emag_export.engines.config import EngineConfig
-from emag_export.errors import EmagError, InputError
+from emag_export.errors import CancelledError, EmagError, InputError
 from emag_export.serve.triton.backend import StepBackend
-from emag_export.serve.triton.fields import FIELDS, PICTURE, PROMPT, in_inputs
+from emag_export.serve.triton.fields import FIELDS, PICTURE, PROMPT, READY, in_inputs
+from emag_export.serve.triton.parameters import engine_of, limits_of
 
 __all__ = ["TritonPythonModel"]
 
@@ -27,41 +27,54 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         given = {name: value["string_value"] for name, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
-        engine = EngineConfig(backend=given["backend"], device=given["device"], threads=int(given["threads"]))
-        self._backend = StepBackend(folder, engine, int(config["max_batch_size"]))
+        images = int(config["max_batch_size"])
+        self._backend = StepBackend(folder, engine_of(given), images, limits_of(given))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One step of everything; requests whose pictures are not finished are called again."""
-        refused: dict[str, str] = {}
-        for request in requests:
-            key = str(request.correlation_id())
-            if request.is_cancelled():
-                self._backend.cancel(key)
-            elif key not in self._backend:
-                try:
-                    self._backend.start(key, *_read(request))
-                except EmagError as error:
-                    refused[key] = error.message
+        found = [self._take_up(request) for request in requests]
         self._backend.step()
-        return [self._answer(request, refused) for request in requests]
+        return [self._answer(*pair) for pair in zip(requests, found, strict=True)]
 
     def finalize(self) -> None:
         """Free the engines."""
         self._backend.close()
 
-    def _answer(self, request: Any, refused: dict[str, str]) -> Any:
-        key = str(request.correlation_id())
-        if key in refused:
-            error = pb_utils.TritonError(in_inputs(refused[key]), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=error)
-        found = self._backend.take(key)
+    def _take_up(self, request: Any) -> tuple[Any, ...] | EmagError | None:
+        """Key of the picture of a request, why there will be none, or None for an empty place."""
+        if not _value(request, READY):
+            return None
+        try:
+            prompt, keywords = _read(request)
+            # Triton's number alone will not do: a client may choose one that somebody else has.
+            key = (str(request.correlation_id()), prompt, *sorted(keywords.items()))
+            if request.is_cancelled():
+                if key not in self._backend:
+                    return CancelledError("the picture was given up before it was begun")
+                self._backend.cancel(key)
+            elif key not in self._backend:
+                self._backend.start(key, prompt, keywords)
+        except EmagError as error:
+            return error
+        return key
+
+    def _answer(self, request: Any, found: tuple[Any, ...] | EmagError | None) -> Any:
         if found is None:
+            return pb_utils.InferenceResponse(output_tensors=[])
+        end = found if isinstance(found, EmagError) else self._backend.take(found)
+        if end is None:
             request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
             return None
-        if isinstance(found, EmagError):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(found.message))
-        tensor = pb_utils.Tensor(PICTURE, np.array([[found]], dtype=np.object_))
+        if isinstance(end, EmagError):
+            return pb_utils.InferenceResponse(error=_error(end))
+        tensor = pb_utils.Tensor(PICTURE, np.array([[end]], dtype=np.object_))
         return pb_utils.InferenceResponse(output_tensors=[tensor])
+
+
+def _error(error: EmagError) -> Any:
+    codes = {InputError: pb_utils.TritonError.INVALID_ARG, CancelledError: pb_utils.TritonError.CANCELLED}
+    code = codes.get(type(error), pb_utils.TritonError.INTERNAL)
+    return pb_utils.TritonError(in_inputs(error.message), code)
 
 
 def _read(request: Any) -> tuple[str, dict[str, Any]]:
@@ -77,4 +90,9 @@ def _value(request: Any, name: str) -> Any:
     if tensor is None:
         return None
     value = tensor.as_numpy().reshape(-1)[0]
-    return value.decode("utf-8") if isinstance(value, bytes) else value.item()
+    if not isinstance(value, bytes):
+        return value.item()
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"the input {name} is not UTF-8; encode its text so") from None
