@@ -116,6 +116,14 @@ def test_every_field_of_the_api_can_be_set(page: Page) -> None:
     assert [name for name in sorted(sent) if not re.search(rf"\b{name}\b", scripts["request.js"])] == []
 
 
+def test_every_field_of_the_page_is_in_the_api(page: Page) -> None:
+    known = set(GenerationBody.model_fields) | {f"emag.{name}" for name in EmagOptions.model_fields}
+    # Those that the page puts together, or keeps for itself.
+    own = {"left", "right", "width", "height", "view", "viewport", "color-scheme", "description"}
+    assert set(page.values("name")) - own <= known
+    assert set(page.values("data-param")) <= known, "what the server's errors are about"
+
+
 def test_placeholders_are_the_defaults(page: Page) -> None:
     shown = {attributes.get("name"): attributes.get("placeholder") for _, attributes in page.tags}
     defaults = EmagWindows()

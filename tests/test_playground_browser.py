@@ -171,6 +171,7 @@ def test_a_key_is_asked_for(browser: "Browser", tiny_bundle: Path) -> None:
         playground.field("API key").fill("a wrong one")
         playground.page.keyboard.press("Enter")
         playground.expect(playground.status).to_have_text("The server does not know this key.")
+        playground.expect(playground.field("API key")).to_have_attribute("aria-invalid", "true")
         playground.field("API key").fill(KEY)
         playground.screenshot("key")
         playground.page.get_by_role("button", name="Use key").click()
@@ -207,9 +208,10 @@ def test_a_busy_server_is_asked_again(opened: Open, seconds: int, click: bool) -
     text = re.compile(rf"64 images are waiting, which is the most\. Trying again in {seconds} s\.")
     playground.expect(playground.panel("EMAG").get_by_text(text)).to_be_visible()
     if click:
+        playground.expect(playground.status).to_have_text("64 images are waiting, which is the most.")
+        playground.expect(playground.panel("CFG").get_by_text(text)).to_be_visible()
         playground.screenshot("busy")
-        for name in ("CFG", "EMAG"):
-            playground.panel(name).get_by_role("button", name="Try again now").click()
+        playground.panel("EMAG").get_by_role("button", name="Try again now").click()  # one press for both
     playground.expect(playground.status).to_contain_text("Finished")
     assert len(playground.sent()) == 4
 

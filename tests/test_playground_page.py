@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.playground import LONG, Open, open_browser, open_pages, start_server  # noqa: F401  fixtures
+from tests.serving import wait_for
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route
@@ -31,6 +32,22 @@ TEXTS = """() => {
   }
   return shown;
 }"""
+# What is wider than the card that it is in, by class and text. Captions are cut, and on a phone the form's
+# buttons lie at the window's lower edge.
+STICKING_OUT = """[...document.querySelectorAll(".controls, .panel, .run")].flatMap((card) => {
+  const { left, right } = card.getBoundingClientRect();
+  return [...card.querySelectorAll("*")].filter((one) => {
+    const box = one.getBoundingClientRect();
+    const out = box.left < left || box.right > right + 0.5;
+    return out && one.checkVisibility() && !one.closest(".run-caption, .actions");
+  }).map((one) => `${card.className}: ${one.tagName} ${one.textContent.trim().slice(0, 20)}`);
+})"""
+# Heights that the pictures' part of the page takes on, from now on.
+WATCH_HEIGHT = """() => new Promise((resolve) => {
+  window.heights = [];
+  const note = ([{ contentRect }]) => resolve(window.heights.push(Math.round(contentRect.height)));
+  new ResizeObserver(note).observe(document.getElementById("pictures"));
+})"""
 # A stream cut into two pieces, at every place, and into single bytes.
 READ_CUT = """async (text) => {
   const { readEvents } = await import("/static/events.js");
@@ -99,9 +116,59 @@ def test_nothing_is_wider_than_a_phone(opened: Open, width: int) -> None:
     )
     assert small == [], "too low for a finger"
     if width == 390:
+        page.evaluate("document.getElementById('results').scrollIntoView({ behavior: 'instant' })")
         playground.screenshot("phone")
         page.evaluate("scrollTo(0, 0)")
         playground.screenshot("phone-form")
+
+
+@pytest.mark.parametrize("width", [320, 700, 720, 820, 1024, 1440])
+def test_nothing_sticks_out_of_its_card(opened: Open, width: int) -> None:
+    playground = opened(viewport={"width": width, "height": 900}).fill(Seed=1, Steps=2, Width=128, Height=48)
+    playground.generate()
+    playground.page.get_by_text("More settings").click()
+    assert playground.page.evaluate(STICKING_OUT) == []
+    cancel = playground.page.get_by_role("button", name="Cancel").bounding_box()
+    bar = playground.page.locator(".actions").bounding_box()
+    assert cancel
+    assert bar
+    assert cancel["x"] + cancel["width"] <= bar["x"] + bar["width"] - 12, "within the bar's edge"
+    boxes = [playground.panel(name).bounding_box() for name in ("CFG", "EMAG")]
+    tops = {box["y"] for box in boxes if box}
+    assert len(tops) == (1 if width >= 820 else 2), "side by side where there is room for it"
+
+
+def test_the_page_stands_still_while_it_draws(opened: Open) -> None:
+    playground = opened().fill(Seed=1, Steps=8)
+    playground.page.evaluate(WATCH_HEIGHT)
+    playground.generate()
+    playground.fill(Seed=2).generate()
+    heights = playground.page.evaluate("heights")
+    assert len(heights) == 2, f"it grows as the first run begins, and never again: {heights}"
+
+
+@pytest.mark.parametrize(("size", "shape"), [((96, 48), 2), ((48, 64), 0.75), ((128, 32), 2)])
+def test_frames_have_the_shape_of_the_pictures(opened: Open, size: tuple[int, int], shape: float) -> None:
+    playground = opened().fill(Seed=1, Steps=2, Width=size[0], Height=size[1]).generate()
+    for frame in playground.page.locator(".frame").all():
+        box = frame.bounding_box()
+        assert box
+        assert box["width"] / box["height"] == pytest.approx(shape, rel=0.01)
+    playground.fill(Width=64, Height=64).generate()
+    playground.page.locator("#gallery-list button").last.click()
+    box = playground.page.locator(".frame").first.bounding_box()
+    assert box
+    assert box["width"] / box["height"] == pytest.approx(shape, rel=0.01), "of the run that was brought back"
+
+
+def test_more_settings_come_into_view(opened: Open) -> None:
+    playground = opened(viewport={"width": 1440, "height": 900})
+    playground.page.get_by_text("More settings").click()
+    under = (
+        "one => { const { x, y, width, height } = one.getBoundingClientRect();"
+        " return document.elementFromPoint(x + width / 2, y + height / 2) === one; }"
+    )
+    wait_for(lambda: playground.field("Decay per step").evaluate(under), "a setting that nothing covers", 5)
 
 
 def test_light_and_dark_can_both_be_read(opened: Open) -> None:

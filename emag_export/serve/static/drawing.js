@@ -10,7 +10,8 @@ const ASK_EVERY = 500;
  * Draw one side of a run.
  *
  * @param {import("./panel.js").Panel} panel Shows how it goes.
- * @param {{body: object, stream: object}} job The request, and how it is sent.
+ * @param {{body: object, stream: object, onBusy: (why: string|null) => void}} job The request, how it is sent, and
+ *   what is told why it has to wait; null when it has not to any more.
  * @param {AbortSignal} signal
  * @returns {Promise<object>} Body, PNG as a Blob and its address, size in words, seconds.
  * @throws {ApiError} If the server does not draw it.
@@ -21,7 +22,9 @@ export async function draw(panel, job, signal) {
       return await attempt(panel, job, signal);
     } catch (error) {
       if (signal.aborted || !error.retryAfter || tries > AUTOMATIC_TRIES) throw error;
+      job.onBusy(sentence(error.message));
       await panel.countDown(sentence(error.message), error.retryAfter, signal);
+      job.onBusy(null);
     }
   }
 }

@@ -90,16 +90,20 @@ function thumbnails({ results }) {
   return pair;
 }
 
-function caption({ values }) {
+function caption({ values, results }) {
   const text = document.createElement("span");
   text.className = "run-caption";
   const prompt = Object.assign(document.createElement("span"), { className: "run-prompt" });
   prompt.textContent = values.prompt || "No prompt";
-  text.append(prompt, `Seed ${values.seed}`);
+  const facts = Object.assign(document.createElement("span"), { textContent: `Seed ${values.seed}, ${names(results)}` });
+  text.append(prompt, facts);
   return text;
 }
 
+function names(results) {
+  return results.map(({ body }) => nameOf(body.emag.guidance)).join(" and ");
+}
+
 function label({ values, results }) {
-  const names = results.map(({ body }) => nameOf(body.emag.guidance)).join(" and ");
-  return `${values.prompt || "No prompt"}, seed ${values.seed}, ${names}`;
+  return `${values.prompt || "No prompt"}, seed ${values.seed}, ${names(results)}`;
 }

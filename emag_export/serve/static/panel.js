@@ -26,6 +26,8 @@ export class Panel {
     this.#root.id = id;
     this.#image = this.#find("img");
     this.#onPicture = onPicture;
+    // One press is for both sides: they wait for the same server.
+    this.#find(".problem button").addEventListener("click", () => document.dispatchEvent(new Event("retry")));
     this.#find("[data-action=curl]").addEventListener("click", () => this.#copy(curlCommand, "curl command"));
     this.#find("[data-action=python]").addEventListener("click", () => this.#copy(pythonProgram, "Python program"));
   }
@@ -112,31 +114,31 @@ export class Panel {
   }
 
   /**
-   * Wait some seconds, or until the person does not want to wait.
+   * Wait some seconds, or until the person does not want to wait and presses the button of any panel.
    *
    * @throws The signal's reason, if it is aborted.
    */
   countDown(text, seconds, signal) {
     this.waiting("The server is busy");
-    const button = this.#problem(text, seconds);
+    this.#problem(text, seconds);
     return new Promise((resolve, reject) => {
       let left = seconds;
       const end = (settle) => {
         clearInterval(timer);
         signal.removeEventListener("abort", aborted);
-        button.removeEventListener("click", clicked);
+        document.removeEventListener("retry", pressed);
         this.#find(".problem").hidden = true;
         settle();
       };
       const aborted = () => end(() => reject(signal.reason));
-      const clicked = () => end(resolve);
+      const pressed = () => end(resolve);
       const timer = setInterval(() => {
         left -= 1;
         this.#problem(text, left);
         if (left <= 0) end(resolve);
       }, 1000);
       signal.addEventListener("abort", aborted);
-      button.addEventListener("click", clicked);
+      document.addEventListener("retry", pressed);
     });
   }
 
@@ -150,11 +152,9 @@ export class Panel {
   }
 
   #problem(text, seconds = null) {
-    const button = this.#find(".problem button");
     this.#find(".problem").hidden = false;
     this.#find(".problem-text").textContent = seconds === null ? text : `${text} Trying again in ${seconds} s.`;
-    button.hidden = seconds === null;
-    return button;
+    this.#find(".problem button").hidden = seconds === null;
   }
 
   #progress(step, steps, text) {

@@ -44,6 +44,12 @@ function showTitles(values = fields.read()) {
   difference.title(nameOf(values.left), nameOf(values.right));
 }
 
+/** Frames as wide and high as the pictures; beyond 2 : 1 the rest stays empty, so that the page stays a page. */
+function showShape({ width, height }) {
+  const shape = Math.min(2, Math.max(0.5, width / height));
+  if (Number.isFinite(shape)) byId("pictures").style.setProperty("--shape", shape);
+}
+
 /** Once both sides show the same step, show how they differ. */
 function compare() {
   const { left, right } = { left: panels.left.shown, right: panels.right.shown };
@@ -58,6 +64,7 @@ async function loadModels() {
     byId("key-form").hidden = true;
     fields.setModels(models);
     showTitles();
+    showShape(fields.read());
     say("Press Generate to draw the same seed with both guidances.");
   } catch (error) {
     if (error.status === 401) askForKey();
@@ -68,6 +75,8 @@ async function loadModels() {
 function askForKey() {
   const refused = apiKey.get() !== "";
   byId("key-form").hidden = false;
+  byId("key-form").dataset.refused = refused;
+  byId("key").setAttribute("aria-invalid", refused);
   byId("key-hint").textContent = refused
     ? "The server does not know this key. See whether it is whole, and try again."
     : "This server asks for a key. It is kept until you close this tab.";
@@ -88,13 +97,18 @@ async function useKey(event) {
 async function generate() {
   if (running) return;
   if (!fields.model) await loadModels();
-  if (!fields.model || !fields.check()) return;
+  if (!fields.model) {
+    if (byId("key-form").hidden) showPicturesOnPhone(); // where it says why there are no models
+    return;
+  }
+  if (!fields.check()) return;
   const values = fields.read();
   values.seed ||= randomSeed();
   running = new AbortController();
   wantsKey = false;
   showBusy(true);
   showTitles(values);
+  showShape(values);
   difference.clear("Until both sides have a picture");
   say(`Drawing with seed ${values.seed}.`);
   showPicturesOnPhone();
@@ -113,9 +127,10 @@ async function drawSide(side, values, signal) {
   const panel = panels[side];
   const body = requestBody(values, values[side]);
   const stream = streamed(body, values, fields.model.emag.previews);
+  const onBusy = (why) => say(why ?? `Drawing with seed ${values.seed}.`);
   panel.clear("");
   try {
-    const result = { side, ...(await draw(panel, { body, stream }, signal)) };
+    const result = { side, ...(await draw(panel, { body, stream, onBusy }, signal)) };
     panel.finish(result);
     return result;
   } catch (error) {
@@ -169,6 +184,7 @@ function restore({ values, results }) {
   }
   fields.write(values);
   showTitles(values);
+  showShape(values);
   difference.clear("No difference: a picture is missing");
   for (const panel of Object.values(panels)) panel.clear("Not drawn");
   for (const result of results) panels[result.side].finish(result);
@@ -191,6 +207,10 @@ form.addEventListener("submit", (event) => {
 });
 form.addEventListener("change", ({ target }) => {
   if (["left", "right", "model"].includes(target.name) && !running) showTitles();
+});
+byId("more").addEventListener("toggle", ({ target }) => {
+  // What was unfolded lies below the edge; an error that unfolds it has its own place to go to.
+  if (target.open && document.activeElement === target.firstElementChild) target.scrollIntoView({ block: "nearest" });
 });
 byId("cancel").addEventListener("click", () => running?.abort());
 byId("random-seed").addEventListener("click", () => {
