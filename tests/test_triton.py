@@ -18,10 +18,9 @@ from emag_export.errors import BundleError, CancelledError, EngineError, InputEr
 from emag_export.runtime.keywords import SAMPLING_KEYWORDS
 from emag_export.runtime.pictures.metadata import read_picture_record
 from emag_export.runtime.pipeline import Pipeline
-from emag_export.serve.triton import backend as backend_module
 from emag_export.serve.triton.backend import StepBackend
 from emag_export.serve.triton.export import config_text, export_repository
-from emag_export.serve.triton.fields import FIELDS, READY, in_inputs
+from emag_export.serve.triton.fields import FIELDS, in_inputs
 from emag_export.serve.triton.parameters import Limits, as_parameters, engine_of, limits_of
 
 PROMPT = "a large red circle on a blue background"
@@ -54,9 +53,15 @@ def test_a_repository_holds_all_that_triton_needs(tiny_bundle: Path, tmp_path: P
 def test_the_configuration_is_of_the_fields() -> None:
     text = config_text("tiny", EngineConfig(device="cuda:1", threads=3), 8, Limits(max_pixels=64))
     assert text.count("{") == text.count("}") and text.count("[") == text.count("]")
-    assert re.findall(r'name: "([A-Z_]+)"', text) == ["PROMPT", *FIELDS, "PNG", READY]
+    assert re.findall(r'name: "([A-Z_]+)"', text) == ["PROMPT", *FIELDS, "PNG"]
     assert text.count("optional: true") == len(FIELDS)
-    for line in ('name: "tiny"', 'backend: "python"', "max_batch_size: 8", "iterative_sequence: true"):
+    for line in (
+        'name: "tiny"',
+        'backend: "python"',
+        "max_batch_size: 8",
+        "iterative_sequence: true",
+        "oldest {",
+    ):
         assert line in text
     assert 'string_value: "cuda:1"' in text
     assert {field.keyword for field in FIELDS.values()} <= set(SAMPLING_KEYWORDS)
@@ -223,17 +228,26 @@ def test_an_engine_that_does_not_open_again_is_tried_again(
     assert isinstance(backend.take("c"), bytes)
 
 
-def test_pictures_nobody_asks_for_are_forgotten(
-    backend: StepBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backend_module, "PATIENCE", 3)
+def test_pictures_nobody_asks_for_are_forgotten(backend: StepBackend) -> None:
     backend.start("left while drawn", PROMPT, {"steps": 50})
     backend.start("left at the end", PROMPT, {"steps": 2})
-    backend.start("stays", PROMPT, {"steps": 7})
-    for _ in range(7):
+    backend.start("stays", PROMPT, {"steps": 12})
+    for _ in range(12):
         backend.step()
         assert "stays" in backend
         found = backend.take("stays")
     assert isinstance(found, bytes)
     assert "left while drawn" not in backend and "left at the end" not in backend
     assert not backend._jobs and not backend._ends and backend._scheduler.live == 0
+
+
+def test_requests_that_are_asked_for_in_turns_are_kept(backend: StepBackend) -> None:
+    """As Triton does where every one has other inputs: they are not begun again."""
+    keys = ["a", "b", "c"]
+    for key in keys:
+        backend.start(key, PROMPT, {"steps": 9})
+    found = []
+    for number in range(11):
+        backend.step()
+        found += [backend.take(keys[number % 3])]
+    assert sum(isinstance(png, bytes) for png in found) == 3 and len(backend.calls) == 9

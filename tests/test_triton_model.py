@@ -16,7 +16,6 @@ from emag_export.bundle import Bundle
 from emag_export.engines.config import EngineConfig
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.serve.triton.export import export_repository
-from emag_export.serve.triton.fields import READY
 from emag_export.serve.triton.parameters import Limits, as_parameters
 
 PROMPT = "a large red circle on a blue background"
@@ -26,9 +25,9 @@ RESCHEDULE = 2
 class Request:
     """Like Triton's, as far as the model uses it."""
 
-    def __init__(self, number: int, *, ready: int = 1, **inputs: Any) -> None:
+    def __init__(self, number: int, **inputs: Any) -> None:
         self.number, self.cancelled, self.flags = number, False, 0
-        self.inputs = {READY: np.array([[ready]], dtype=np.int32)}
+        self.inputs: dict[str, Any] = {}
         for name, value in inputs.items():
             given = value.encode() if isinstance(value, str) else value
             kind = np.object_ if isinstance(given, bytes) else None
@@ -133,14 +132,6 @@ def test_what_cannot_be_read_harms_nobody(model: Any) -> None:
     assert pixels(answer).shape == (64, 64, 3)
     for said, refusal in zip(bad, refusals, strict=True):
         assert said in refusal.error.message and refusal.error.code == Error.INVALID_ARG
-
-
-def test_empty_places_of_a_batch_draw_nothing(model: Any) -> None:
-    """Triton fills them with zeros; this one would be a picture if they were not looked at."""
-    empty = Request(0, ready=0, PROMPT="", GUIDANCE="emag-only")
-    answer, other = run(model, empty, Request(1, PROMPT=PROMPT, STEPS=2))
-    assert answer.error is None and answer.outputs == []
-    assert pixels(other).any() and model._backend.calls == [1, 1]
 
 
 def test_requests_that_were_given_up_are_answered(model: Any) -> None:

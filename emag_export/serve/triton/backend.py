@@ -20,9 +20,12 @@ from emag_export.serve.triton.parameters import Limits
 
 __all__ = ["StepBackend"]
 
-PATIENCE = 1000
-"""Steps after which a picture is given up that nobody asks for any more: Triton drops requests that were
-cancelled, and does not tell the model. One that was missing for another reason is begun again."""
+PATIENCE = 2
+"""Times as many steps as pictures can be live; then a picture is given up that nobody asked for meanwhile.
+
+Triton drops requests that were cancelled, and does not tell the model. It asks for requests with other inputs
+in turns; one that was given up too early would only be begun again.
+"""
 
 
 class StepBackend:
@@ -52,7 +55,7 @@ class StepBackend:
         self._ends: dict[Hashable, bytes | EmagError] = {}
         self._asked: dict[Hashable, int] = {}
         """Step after which somebody last asked for a picture."""
-        self._steps = 0
+        self._steps, self._patience = 0, PATIENCE * images
         self._number = 0
 
     def __contains__(self, key: Hashable) -> bool:
@@ -129,7 +132,7 @@ class StepBackend:
             self._scheduler.engine = self._pipeline.denoiser
 
     def _forget(self) -> None:
-        for key in [key for key, asked in self._asked.items() if self._steps - asked > PATIENCE]:
+        for key in [key for key, asked in self._asked.items() if self._steps - asked > self._patience]:
             if key in self._jobs:
                 self.cancel(key)  # it ends with the next step, and is forgotten after it
             else:

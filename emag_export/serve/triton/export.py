@@ -10,7 +10,7 @@ from emag_export.bundle import ENGINES, MANIFEST, Bundle
 from emag_export.engines.config import EngineConfig
 from emag_export.engines.tensorrt.flavour import FLAVOURS
 from emag_export.errors import InputError
-from emag_export.serve.triton.fields import FIELDS, PICTURE, PROMPT, READY
+from emag_export.serve.triton.fields import FIELDS, PICTURE, PROMPT
 from emag_export.serve.triton.parameters import Limits, as_parameters
 
 __all__ = ["config_text", "export_repository"]
@@ -129,9 +129,8 @@ def config_text(name: str, engine: EngineConfig, images: int, limits: Limits) ->
         "  iterative_sequence: true",
         "  # Between two steps nobody is idle; Triton would end a request whose first step is slow.",
         "  max_sequence_idle_microseconds: 600000000",
-        "  # 0 where a place of the batch is empty.",
-        f'  control_input [ {{ name: "{READY}", control [ '
-        "{ kind: CONTROL_SEQUENCE_READY, int32_false_true: [ 0, 1 ] } ] } ]",
+        "  # Not `direct`: there, requests with other inputs than the first would wait until it is finished.",
+        f"  oldest {{ max_candidate_sequences: {images} }}",
         "}",
         "# The model opens its device itself.",
         "instance_group [ { count: 1, kind: KIND_CPU } ]",

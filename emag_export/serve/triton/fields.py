@@ -6,13 +6,11 @@ from types import MappingProxyType
 
 from emag_export.errors import PARAMETER
 
-__all__ = ["FIELDS", "PICTURE", "PROMPT", "READY", "Field", "in_inputs"]
+__all__ = ["FIELDS", "PICTURE", "PROMPT", "Field", "in_inputs"]
 
 PROMPT = "PROMPT"
 PICTURE = "PNG"
 """The only output: a PNG that carries its parameters."""
-READY = "READY"
-"""Set by Triton: 0 where a place of the batch is empty, whose other inputs mean nothing then."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 from emag_export.errors import CancelledError, EmagError, InputError
 from emag_export.serve.triton.backend import StepBackend
-from emag_export.serve.triton.fields import FIELDS, PICTURE, PROMPT, READY, in_inputs
+from emag_export.serve.triton.fields import FIELDS, PICTURE, PROMPT, in_inputs
 from emag_export.serve.triton.parameters import engine_of, limits_of
 
 __all__ = ["TritonPythonModel"]
@@ -40,10 +40,8 @@ class TritonPythonModel:
         """Free the engines."""
         self._backend.close()
 
-    def _take_up(self, request: Any) -> tuple[Any, ...] | EmagError | None:
-        """Key of the picture of a request, why there will be none, or None for an empty place."""
-        if not _value(request, READY):
-            return None
+    def _take_up(self, request: Any) -> tuple[Any, ...] | EmagError:
+        """Key of the picture of a request, or why there will be none."""
         try:
             prompt, keywords = _read(request)
             # Triton's number alone will not do: a client may choose one that somebody else has.
@@ -58,9 +56,7 @@ class TritonPythonModel:
             return error
         return key
 
-    def _answer(self, request: Any, found: tuple[Any, ...] | EmagError | None) -> Any:
-        if found is None:
-            return pb_utils.InferenceResponse(output_tensors=[])
+    def _answer(self, request: Any, found: tuple[Any, ...] | EmagError) -> Any:
         end = found if isinstance(found, EmagError) else self._backend.take(found)
         if end is None:
             request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
