@@ -123,14 +123,16 @@ def command(bundles: tuple[Path, ...], **options: Any) -> None:
     require_packages(*_PACKAGES, *(("ray",) if options["ray"] else ()), purpose="serving")
     if not options["ray"] and (given := [name for name in ("replicas", "ray_address") if options[name]]):
         raise InputError(f"`{given[0]}` is about replicas on Ray; give `ray` with it, or leave it out")
-    from emag_export.runtime.batching.options import BatchingOptions
-    from emag_export.serve.run import serve
     from emag_export.serve.settings import ServerSettings, read_keys
 
     keys, warning = read_keys(options["api_key_file"], os.environ)
     if warning is not None:
         status.print(f"warning: {warning}", style="yellow", markup=False)
     settings = ServerSettings(api_keys=keys, **{name: options[name] for name in _SETTINGS})
+    # With PyTorch behind them: what is refused above is refused at once.
+    from emag_export.runtime.batching.options import BatchingOptions
+    from emag_export.serve.run import serve
+
     engine = engine_config(options)
     batching = BatchingOptions(
         images_per_call=options["images_per_call"],

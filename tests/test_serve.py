@@ -2,12 +2,11 @@
 
 import asyncio
 import base64
-import io
 import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-from fastapi import FastAPI
-from PIL import Image
 
 from emag_export.bundle import Bundle
 from emag_export.engines.config import EngineConfig
@@ -26,71 +23,19 @@ from emag_export.runtime.keywords import amended
 from emag_export.runtime.pictures.metadata import read_picture_record
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
-from emag_export.serve.app import State, create_app
+from emag_export.serve.app import State
 from emag_export.serve.errors import FIELDS, ApiError
 from emag_export.serve.metrics import METRICS, Metrics
 from emag_export.serve.models import open_models
 from emag_export.serve.requests import Requests, Running
 from emag_export.serve.settings import ServerSettings, read_keys
+from tests.house import KEY, House, body, events_of, house, pixels, post, run
 from tests.serving import PROMPT
 
-KEY = "k" * 32
+__all__ = ["house"]
+
 # Of 255. Images share calls here; measured on this model: no pixel differs.
 ONE_LEVEL = 1
-
-
-class House:
-    """One app, and what is behind it."""
-
-    def __init__(self, bundle: Path, **settings: Any) -> None:
-        self.metrics = Metrics()
-        batching = BatchingOptions(images_per_call=4, live_images=4, threads=1, queue_images=6)
-        self.models = open_models([bundle], EngineConfig(threads=1), batching, self.metrics)
-        self.app = create_app(self.models, ServerSettings(**settings), self.metrics)
-        self.batched = self.models[0].batched
-        self.bundle = bundle
-
-    @property
-    def state(self) -> State:
-        state: State = self.app.state.server
-        return state
-
-    def client(self, **options: Any) -> httpx2.AsyncClient:
-        transport = httpx2.ASGITransport(app=options.pop("app", self.app))
-        return httpx2.AsyncClient(transport=transport, base_url="http://server", timeout=60, **options)
-
-    def restricted(self, **settings: Any) -> FastAPI:
-        """The same models behind other settings."""
-        metrics = Metrics()
-        return create_app(self.models, ServerSettings(**settings), metrics)
-
-
-@pytest.fixture(scope="module")
-def house(tiny_bundle: Path) -> Iterator[House]:
-    built = House(tiny_bundle, log_prompts=False)
-    yield built
-    built.batched.close()
-
-
-def run(work: Any) -> Any:
-    return asyncio.run(work)
-
-
-def body(**fields: Any) -> dict[str, Any]:
-    return {"prompt": PROMPT, "seed": 1, "num_inference_steps": 4, **fields}
-
-
-def post(house: House, **fields: Any) -> httpx2.Response:
-    async def ask() -> httpx2.Response:
-        async with house.client() as client:
-            return await client.post("/v1/images/generations", json=body(**fields))
-
-    answer: httpx2.Response = run(ask())
-    return answer
-
-
-def pixels(text: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(int)
 
 
 def test_a_picture_is_that_of_the_pipeline_and_says_how_it_was_made(house: House, tmp_path: Path) -> None:
@@ -140,18 +85,6 @@ def test_a_seed_is_drawn_where_none_is_given(house: House) -> None:
     assert len(seeds) == 2 and all(0 <= seed < 2**32 for seed in seeds)
 
 
-async def events_of(client: httpx2.AsyncClient, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
-    async with client.stream("POST", "/v1/images/generations", json=body(stream=True, **fields)) as answer:
-        assert answer.status_code == 200, await answer.aread()
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        text = (await answer.aread()).decode()
-    events = []
-    for block in text.strip().split("\n\n"):
-        name, data = (line.partition(": ")[2] for line in block.splitlines())
-        events.append((name, json.loads(data)))
-    return events
-
-
 @pytest.mark.parametrize(
     ("fields", "steps"),
     [
@@ -182,7 +115,7 @@ def test_a_stream_has_previews_and_then_the_picture(
 
 def openai_client(house: House) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
-        api_key=KEY, base_url="http://server/v1", http_client=house.client(), max_retries=2
+        api_key=KEY, base_url="http://server/v1", http_client=house.client(), max_retries=5
     )
 
 
@@ -440,7 +373,7 @@ def test_requests_and_streams_are_bounded(house: House) -> None:
                 await asyncio.sleep(0.01)
             second = await client.post("/v1/images/generations", json=body(stream=True))
             waiting = asyncio.ensure_future(client.post("/v1/images/generations", json=body(**slow)))
-            while not state.under_way:
+            while len(state.here) < 2:
                 await asyncio.sleep(0.01)
             third = await client.post("/v1/images/generations", json=body())
             await open_stream

@@ -1,27 +1,35 @@
 """The server as an ASGI app: routes, and what every answer that is no success looks like."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
+from emag_export.serve.clients import ClientGoneError, EventStream, unless_gone
+from emag_export.serve.document import document
 from emag_export.serve.errors import ApiError
-from emag_export.serve.images import ClientGoneError, Drawing
+from emag_export.serve.images import Drawing
 from emag_export.serve.metrics import Metrics
 from emag_export.serve.middleware import Auth, BodyLimit, Outside
 from emag_export.serve.models import Models, ServedModel
 from emag_export.serve.page import page_routes
 from emag_export.serve.requests import Requests
-from emag_export.serve.schemas import ErrorBody, GenerationBody, ImagesResponse, ModelList, RequestState
+from emag_export.serve.schemas import GenerationBody, ImagesResponse, ModelFacts, ModelList, RequestState
 from emag_export.serve.settings import ServerSettings
 from emag_export.version import VERSION
 
 __all__ = ["State", "create_app"]
+
+_REASONS = ("queue_full", "draining", "not_ready", "too_many_requests", "too_many_streams")
+_LONGEST_NAME = 100
+"""Of a field that does not exist, in the answer that says so."""
 
 
 @dataclass(kw_only=True)
@@ -33,19 +41,63 @@ class State:
     metrics: Metrics
     requests: Requests = field(default_factory=Requests)
     draining: bool = False
-    under_way: int = 0
-    """Requests for pictures that have no answer yet."""
+    here: set[str] = field(default_factory=set)
+    """Ids of requests for pictures whose answers are not finished."""
     streams: int = 0
+    """Of them, those whose answers are streams."""
 
     def drain(self) -> None:
         """Take nothing new."""
         self.draining = True
         self.metrics.draining.set(1)
 
+    @contextmanager
+    def place(self, request_id: str, model: ServedModel, *, stream: bool) -> Iterator[None]:
+        """Hold one of the places for requests, from before it is looked at until its answer is over.
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 409, 413, 429, 500, 503, 504)
-}
+        Raises:
+            ApiError: If there is none.
+        """
+        self._require_room(request_id, model, stream)
+        self.here.add(request_id)
+        self.streams += stream
+        self.metrics.streams.set(self.streams)
+        try:
+            yield
+        finally:
+            self.here.discard(request_id)
+            self.streams -= stream
+            self.metrics.streams.set(self.streams)
+
+    @contextmanager
+    def refusals(self, model: str) -> Iterator[None]:
+        """Count what is refused, by its reason."""
+        try:
+            yield
+        except ApiError as error:
+            reason = error.code if error.code in _REASONS else "invalid"
+            self.metrics.rejected.labels(model=model, reason=reason).inc()
+            raise
+
+    def _require_room(self, request_id: str, model: ServedModel, stream: bool) -> None:
+        if self.draining:
+            raise ApiError(503, "the server is about to end; try another one", code="draining", retry_after=5)
+        if len(self.here) >= self.settings.max_requests:
+            raise ApiError(
+                429,
+                f"{self.settings.max_requests} requests are under way, which is the most; try again later",
+                code="too_many_requests",
+                retry_after=model.batched.retry_after(),
+            )
+        if stream and self.streams >= self.settings.max_streams:
+            raise ApiError(
+                429,
+                f"{self.settings.max_streams} streams are open, the most; try later, or without 'stream'",
+                code="too_many_streams",
+                retry_after=model.batched.retry_after(),
+            )
+        if request_id in self.here or request_id in self.requests:
+            raise ApiError(409, "a request with this x-request-id is known already; leave it out")
 
 
 def create_app(models: Sequence[ServedModel], settings: ServerSettings, metrics: Metrics) -> FastAPI:
@@ -62,9 +114,10 @@ def create_app(models: Sequence[ServedModel], settings: ServerSettings, metrics:
         description="Pictures by EMAG guidance, in the words of the OpenAI Images API.",
         docs_url=None,  # its page loads scripts from elsewhere; the document itself is at /openapi.json
         redoc_url=None,
-        responses=_ERRORS,
+        redirect_slashes=False,  # a redirect leads to where the Host header says, and is no error of this API
         routes=page_routes(),
     )
+    app.openapi = cache(lambda: document(app, guarded=bool(settings.api_keys)))  # type: ignore[method-assign]
     app.state.server = State(models=Models(models), settings=settings, metrics=metrics)
     _add_errors(app)
     _add_images(app)
@@ -80,75 +133,35 @@ def _add_images(app: FastAPI) -> None:
     state: State = app.state.server
 
     @app.post(
-        "/v1/images/generations",
-        response_model=ImagesResponse,
-        responses={200: {"content": {"text/event-stream": {}}, "description": "Pictures, or a stream."}},
+        "/v1/images/generations", response_model=ImagesResponse, response_description="Pictures, or a stream."
     )
     async def generations(request: Request, body: Annotated[GenerationBody, Body()]) -> Any:
         """Draw pictures from a prompt; with ``stream`` true as server-sent events."""
-        model = state.models.pick(body.model)
-        request.state.log |= {"model": model.name, "images": body.n}
+        log: dict[str, Any] = request.state.log
         if state.settings.log_prompts:
-            request.state.log["prompt"] = body.prompt
+            log["prompt"] = body.prompt
+        with state.refusals(""):
+            model = state.models.pick(body.model)
+        log |= {"model": model.name, "images": body.n}
         try:
-            _require_room(state, model, body)
-            request_id = request.state.request_id
-            if request_id in state.requests:
-                raise ApiError(409, "a request with this x-request-id is known already; leave it out")
-            drawing = Drawing(request_id, model, body, state.settings, state.metrics)
-            await drawing.start(state.requests)
-        except ApiError as error:
-            reason = error.code if error.code in _REASONS else "invalid"
-            state.metrics.rejected.labels(model=model.name, reason=reason).inc()
-            raise
-        if body.stream:
-            return StreamingResponse(
-                _counted(state, drawing),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-store"},
-            )
-        state.under_way += 1
-        try:
-            return await drawing.all(request)
+            return await _drawn(state, model, request, body)
         except ClientGoneError:
             return Response(status_code=499)
-        finally:
-            state.under_way -= 1
 
 
-_REASONS = ("queue_full", "draining", "not_ready", "too_many_requests", "too_many_streams")
-
-
-def _require_room(state: State, model: ServedModel, body: GenerationBody) -> None:
-    if state.draining:
-        raise ApiError(503, "the server is about to end; try another one", code="draining", retry_after=5)
-    if state.under_way + state.streams >= state.settings.max_requests:
-        raise ApiError(
-            429,
-            f"{state.settings.max_requests} requests are under way, which is the most; try again later",
-            code="too_many_requests",
-            retry_after=model.batched.retry_after(),
-        )
-    if body.stream and state.streams >= state.settings.max_streams:
-        raise ApiError(
-            429,
-            f"{state.settings.max_streams} streams are open, which is the most; try later or without stream",
-            code="too_many_streams",
-            retry_after=model.batched.retry_after(),
-        )
-
-
-async def _counted(state: State, drawing: Drawing) -> Any:
-    state.streams += 1
-    state.metrics.streams.set(state.streams)
-    stream = drawing.stream()
-    try:
-        async for event in stream:
-            yield event
-    finally:
-        await stream.aclose()  # type: ignore[attr-defined]
-        state.streams -= 1
-        state.metrics.streams.set(state.streams)
+async def _drawn(
+    state: State, model: ServedModel, request: Request, body: GenerationBody
+) -> EventStream | ImagesResponse:
+    request_id = request.state.request_id
+    with ExitStack() as stack:
+        with state.refusals(model.name):
+            stack.enter_context(state.place(request_id, model, stream=body.stream))
+            drawing = Drawing(request_id, model, body, state.settings, state.metrics)
+            stack.callback(drawing.end)
+            await drawing.start(state.requests)
+        if body.stream:
+            return EventStream(drawing.stream(), stack.pop_all().close)
+        return await unless_gone(request.receive, drawing.all())
 
 
 def _add_requests(app: FastAPI) -> None:
@@ -171,7 +184,7 @@ def _add_requests(app: FastAPI) -> None:
         """The bundles that are served."""
         return ModelList(data=[model.described(state.settings) for model in state.models])
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name}", response_model=ModelFacts)
     async def model(name: str) -> dict[str, Any]:
         """One of them."""
         return state.models.pick(name).described(state.settings)
@@ -202,29 +215,44 @@ def _add_operations(app: FastAPI) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
+    state: State = app.state.server
+
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
         return JSONResponse(error.body, error.status, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        problem = error.errors()[0]
-        place = [str(part) for part in problem["loc"] if part != "body"]
-        if problem["type"] in ("json_invalid", "model_attributes_type") or not place:
-            said = "the body is no JSON object; send one with content-type application/json"
-            return await refused(request, ApiError(400, said, code="invalid_json"))
-        param = ".".join(place)
-        unknown = problem["type"] == "extra_forbidden"
-        said = (
-            f"there is no field '{param}'; leave it out"
-            if unknown
-            else f"'{param}': {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-        )
-        code = "unknown_parameter" if unknown else "invalid_value"
-        return await refused(request, ApiError(400, said, param=param, code=code))
+        state.metrics.rejected.labels(model="", reason="invalid").inc()
+        return await refused(request, _invalid(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if (
+            error.status_code == 400
+        ):  # of FastAPI, where reading JSON failed in another way than by its grammar
+            state.metrics.rejected.labels(model="", reason="invalid").inc()
+            return await refused(request, _NO_JSON)
         said = {404: "there is nothing at this address", 405: "this address takes another method"}
         message = said.get(error.status_code, "this request cannot be answered")
         return await refused(request, ApiError(error.status_code, message))
+
+
+_NO_JSON = ApiError(
+    400, "the body is no JSON object; send one with content-type application/json", code="invalid_json"
+)
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"] if part != "body"]
+    if problem["type"] in ("json_invalid", "model_attributes_type") or not place:
+        return _NO_JSON
+    param = ".".join(place)
+    if len(param) > _LONGEST_NAME:
+        param = f"{param[:_LONGEST_NAME]}…"
+    if problem["type"] == "extra_forbidden":
+        said = f"there is no field '{param}'; leave it out"
+        return ApiError(400, said, param=param, code="unknown_parameter")
+    said = f"'{param}': {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    return ApiError(400, said, param=param, code="invalid_value")

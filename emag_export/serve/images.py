@@ -4,16 +4,14 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator
 from io import BytesIO
 from typing import Any
 
 from PIL import Image
 from pydantic import BaseModel
-from starlette.requests import Request
 
-from emag_export.errors import BundleError, EmagError
+from emag_export.errors import EmagError
 from emag_export.runtime.batching.ticket import Drawn, Ended, Progressed, Ticket
 from emag_export.runtime.request import GenerationRequest
 from emag_export.serve.errors import ApiError, api_error
@@ -31,7 +29,7 @@ from emag_export.serve.schemas import (
 from emag_export.serve.settings import ServerSettings
 from emag_export.serve.translate import preview_steps, requests_of
 
-__all__ = ["ClientGoneError", "Drawing", "png_text"]
+__all__ = ["Drawing", "png_text"]
 
 _KEEP_ALIVE = 10.0
 """Seconds of silence after which a stream sends a comment, so that nothing in between hangs up."""
@@ -69,41 +67,74 @@ class Drawing:
         self._began = time.monotonic()
         self._tickets: list[Ticket] = []
         self._running: Running | None = None
+        self._given_up = False
 
     async def start(self, requests: Requests) -> None:
-        """Take the request, or say why not.
+        """Take the request, or say why not; :meth:`end` has to follow in both cases.
 
         Raises:
             ApiError: If it cannot be drawn, or not now.
         """
         try:
             wanted = requests_of(self._body, self._model, self._settings)
-            self._tickets = await asyncio.to_thread(self._submit, wanted)
-        except BundleError as error:
-            raise ApiError(
-                400,
-                f"{self._model.name} has no previews: its bundle was built without a VAE or with random "
-                "weights; leave out 'partial_images' and 'emag.preview_every'",
-                param="partial_images",
-                code="no_previews",
-            ) from error
+            await asyncio.to_thread(self._submit, wanted)
         except EmagError as error:
-            refused = self._refused(error)
-            if refused.status == 503:
-                refused.retry_after = self._model.batched.retry_after()
-            raise refused from error
+            raise self._refused(error) from error
         self._running = Running(id=self._id, model=self._model, tickets=self._tickets)
         requests.add(self._running)
 
-    async def all(self, request: Request) -> ImagesResponse:
-        """Wait for all pictures; a client that leaves gives them up.
+    def end(self) -> None:
+        """Whatever ended it, nothing goes on, and it is counted."""
+        self._given_up = True
+        for ticket in self._tickets:
+            ticket.cancel()
+        if self._running is None:
+            return
+        self._running.end()
+        finished = [ticket for ticket in self._tickets if ticket.status == "completed"]
+        outcome = "completed" if len(finished) == len(self._tickets) else self._outcome()
+        name = self._model.name
+        for ticket in finished:
+            self._metrics.finished(name, ticket)
+        self._metrics.requests.labels(model=name, outcome=outcome).inc()
+        self._metrics.request.labels(model=name).observe(time.monotonic() - self._began)
+
+    async def all(self) -> ImagesResponse:
+        """Wait for all pictures.
 
         Raises:
-            ApiError: If one of them fails; the others are given up.
+            ApiError: If one of them fails.
         """
         pictures: dict[int, str] = {}
-        with self._ending():
-            await _unless_gone(request, self._collect(pictures))
+        while len(pictures) < len(self._tickets):
+            index, event = await self._inbox.get()
+            if isinstance(event, Ended):
+                raise self._refused(event.error)
+            if isinstance(event, Drawn):
+                pictures[index] = await asyncio.to_thread(png_text, event.picture)
+        return self._answer(pictures)
+
+    async def stream(self) -> AsyncGenerator[str]:
+        """Server-sent events: previews, then every picture; at last an error, if there is one."""
+        left, previews = len(self._tickets), 0
+        while left:
+            try:
+                index, event = await asyncio.wait_for(self._inbox.get(), _KEEP_ALIVE)
+            except TimeoutError:
+                yield ": keep-alive\n\n"
+                continue
+            if isinstance(event, Ended):
+                yield _event("error", self._refused(event.error).body)
+                return
+            if isinstance(event, Drawn):
+                left -= 1
+                picture = await asyncio.to_thread(png_text, event.picture)
+                yield _event(None, Completed(b64_json=picture, **self._facts(index)))
+            elif event.preview is not None:
+                yield await self._preview(index, previews, event)
+                previews += 1
+
+    def _answer(self, pictures: dict[int, str]) -> ImagesResponse:
         first = self._tickets[0].request
         return ImagesResponse(
             created=int(time.time()),
@@ -122,27 +153,6 @@ class Drawing:
             ),
         )
 
-    async def stream(self) -> AsyncIterator[str]:
-        """Server-sent events: previews, then every picture; at last an error, if there is one."""
-        left, previews = len(self._tickets), 0
-        with self._ending():
-            while left:
-                try:
-                    index, event = await asyncio.wait_for(self._inbox.get(), _KEEP_ALIVE)
-                except TimeoutError:
-                    yield ": keep-alive\n\n"
-                    continue
-                if isinstance(event, Ended):
-                    yield _event("error", self._refused(event.error).body)
-                    return
-                if isinstance(event, Drawn):
-                    left -= 1
-                    picture = await asyncio.to_thread(png_text, event.picture)
-                    yield _event(None, Completed(b64_json=picture, **self._facts(index)))
-                elif event.preview is not None:
-                    yield await self._preview(index, previews, event)
-                    previews += 1
-
     async def _preview(self, index: int, number: int, event: Progressed) -> str:
         assert event.preview is not None
         picture = await asyncio.to_thread(png_text, event.preview)
@@ -157,27 +167,24 @@ class Drawing:
             ),
         )
 
-    def _submit(self, wanted: list[GenerationRequest]) -> list[Ticket]:
+    def _submit(self, wanted: list[GenerationRequest]) -> None:
         options = self._body.emag
         seeds = {request.seed: index for index, request in enumerate(wanted)}
-        return self._model.batched.submit(
+        self._tickets = self._model.batched.submit(
             wanted,
             listener=self._inbox.listener(lambda ticket: seeds[ticket.request.seed]),
             shown=preview_steps(self._body, wanted[0].steps),
             priority=options.priority,
             seconds=min(options.deadline or self._settings.deadline, self._settings.deadline),
         )
-
-    async def _collect(self, pictures: dict[int, str]) -> None:
-        while len(pictures) < len(self._tickets):
-            index, event = await self._inbox.get()
-            if isinstance(event, Ended):
-                raise self._refused(event.error)
-            if isinstance(event, Drawn):
-                pictures[index] = await asyncio.to_thread(png_text, event.picture)
+        if self._given_up:  # while this waited for its thread, so that nobody knew of the tickets
+            self.end()
 
     def _refused(self, error: EmagError) -> ApiError:
-        return api_error(error, model=self._model.name, path=str(self._model.bundle.path))
+        refused = api_error(error, model=self._model.name, path=str(self._model.bundle.path))
+        if refused.status == 503:
+            refused.retry_after = self._model.batched.retry_after()
+        return refused
 
     def _facts(self, index: int) -> dict[str, Any]:
         request = self._tickets[index].request
@@ -187,23 +194,6 @@ class Drawing:
             "image_index": index,
             "seed": request.seed,
         }
-
-    @contextmanager
-    def _ending(self) -> Iterator[None]:
-        """Whatever ends it, nothing goes on, and it is counted."""
-        try:
-            yield
-        finally:
-            finished = [ticket for ticket in self._tickets if ticket.status == "completed"]
-            outcome = "completed" if len(finished) == len(self._tickets) else self._outcome()
-            if self._running is not None:
-                self._running.cancel()
-                self._running.end()
-            name = self._model.name
-            for ticket in finished:
-                self._metrics.finished(name, ticket)
-            self._metrics.requests.labels(model=name, outcome=outcome).inc()
-            self._metrics.request.labels(model=name).observe(time.monotonic() - self._began)
 
     def _outcome(self) -> str:
         late = any(
@@ -223,31 +213,3 @@ def _event(name: str | None, data: BaseModel | dict[str, Any]) -> str:
     else:
         text = json.dumps(data)
     return f"event: {name}\ndata: {text}\n\n"
-
-
-async def _unless_gone(request: Request, work: Awaitable[None]) -> None:
-    """Do something while the client is there.
-
-    Raises:
-        ClientGoneError: If it has left; the work is cancelled.
-    """
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGoneError
-        working.result()
-    finally:
-        for task in (working, watching):
-            task.cancel()
-            with suppress(asyncio.CancelledError, ApiError):
-                await task
-
-
-async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""

@@ -31,16 +31,15 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             data["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(data, ensure_ascii=False, default=str)
+        return json.dumps(data, default=str)
 
 
 def _shown(value: Any) -> str:
+    """One word, whatever a client sent: nothing in it ends the line or speaks to a terminal."""
     text = str(value)
-    return (
-        json.dumps(text, ensure_ascii=False)
-        if not text or " " in text or '"' in text or "\n" in text
-        else text
-    )
+    if not text.isprintable():
+        return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text
 
 
 def set_up_logs(log_format: str) -> None:

@@ -138,7 +138,7 @@ class Auth:
 
 
 class BodyLimit:
-    """Refuses bodies that are too large or too slow, before they are kept.
+    """Refuses bodies that are too large, too slow, too many or compressed, before they are kept.
 
     Args:
         app: What answers.
@@ -147,6 +147,8 @@ class BodyLimit:
 
     def __init__(self, app: App, settings: ServerSettings) -> None:
         self._app, self._settings = app, settings
+        self._arriving = 0
+        """Bodies that are being read."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -154,7 +156,12 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            body = await asyncio.wait_for(self._read(scope, receive), self._settings.body_seconds)
+            self._check(scope)
+            self._arriving += 1
+            try:
+                body = await asyncio.wait_for(self._read(receive), self._settings.body_seconds)
+            finally:
+                self._arriving -= 1
         except TimeoutError:
             late = f"the body was not there after {self._settings.body_seconds:g} seconds; send it faster"
             await send_error(send, ApiError(408, late, code="body_too_slow"))
@@ -169,12 +176,23 @@ class BodyLimit:
 
         await self._app(scope, receive_read, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        most = self._settings.max_body
-        too_large = ApiError(413, f"the body is larger than {most} bytes; send less", code="body_too_large")
+    def _check(self, scope: Scope) -> None:
+        """What its head says of a body."""
+        if (coding := _header(scope, b"content-encoding").lower()) not in ("", "identity"):
+            said = f"the body is said to be compressed ({coding[:20]!r}); send it as it is"
+            raise ApiError(415, said, code="unsupported_encoding")
         length = _header(scope, b"content-length")
-        if length.isdecimal() and int(length) > most:
-            raise too_large
+        if length.isdecimal() and int(length) > self._settings.max_body:
+            raise self._too_large()
+        if self._arriving >= self._settings.max_requests:
+            said = f"{self._arriving} requests are arriving, which is the most; try again later"
+            raise ApiError(429, said, code="too_many_requests", retry_after=1)
+
+    def _too_large(self) -> ApiError:
+        said = f"the body is larger than {self._settings.max_body} bytes; send less"
+        return ApiError(413, said, code="body_too_large")
+
+    async def _read(self, receive: Receive) -> bytes:
         chunks, size, more = [], 0, True
         while more:
             message = await receive()
@@ -182,7 +200,7 @@ class BodyLimit:
                 raise ApiError(400, "the body ended before it was whole", code="body_incomplete")
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
-            if size > most:
-                raise too_large
+            if size > self._settings.max_body:
+                raise self._too_large()
             more = message.get("more_body", False)
         return b"".join(chunks)

@@ -36,6 +36,11 @@ class ServedModel:
         """What it runs."""
         return self.batched.bundle
 
+    def most_images(self, settings: ServerSettings) -> int:
+        """Of one request: more than there are places would be told to come again for ever."""
+        places = self.batched.options.queue_images + self.batched.sizing.room.live
+        return min(settings.max_images, places)
+
     def described(self, settings: ServerSettings) -> dict[str, Any]:
         """As ``/v1/models`` shows it."""
         contract, defaults = self.bundle.contract, self.bundle.defaults
@@ -55,7 +60,7 @@ class ServedModel:
                 "candidates": list(contract.blocks),
                 "guidances": {name: rule.summary for name, rule in GUIDANCES.items()},
                 "previews": self.bundle.preview is not None,
-                "max_images": settings.max_images,
+                "max_images": self.most_images(settings),
                 "max_steps": settings.max_steps,
                 "images_per_call": self.batched.sizing.room.per_call,
             },

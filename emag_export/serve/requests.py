@@ -99,11 +99,11 @@ class Running:
         found = [ticket.status for ticket in self.tickets]
         status = next(
             (one for one in (Status.FAILED, Status.CANCELLED, Status.RUNNING) if one in found),
-            Status.QUEUED if Status.QUEUED in found else Status.COMPLETED,
+            found[0] if len(set(found)) == 1 else Status.RUNNING,  # some are finished, some still wait
         )
         return RequestState(
             id=self.id,
-            status=status.value,  # type: ignore[arg-type]
+            status=status.value,
             model=self.model.name,
             images=len(found),
             finished=found.count(Status.COMPLETED),

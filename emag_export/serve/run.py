@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from emag_export.errors import InputError
 from emag_export.progress import Progress, silent
 from emag_export.runtime.batching.options import BatchingOptions
 from emag_export.serve.app import State, create_app
+from emag_export.serve.connection import bounded_protocol
 from emag_export.serve.logs import set_up_logs
 from emag_export.serve.metrics import Metrics
 from emag_export.serve.models import ServedModel, open_models
@@ -23,7 +25,8 @@ from emag_export.serve.settings import ServerSettings
 __all__ = ["serve"]
 
 _LAST_ANSWERS = 5
-"""Seconds for answers to leave, once every picture is finished."""
+"""Seconds for answers to leave, once no picture is drawn any more."""
+_TICK = 0.05
 
 
 def serve(
@@ -81,6 +84,10 @@ def _listen(settings: ServerSettings) -> socket.socket:
     # Named as TCP: asyncio sends small answers at once on such sockets only, and 40 ms late on others.
     found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; connections inherit it
+        # A client that takes nothing would keep its stream, and what was written for it, for ever.
+        patience = int(settings.stalled_seconds * 1000)
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
     try:
         found.bind((settings.host, settings.port))
     except OSError as error:
@@ -109,13 +116,17 @@ class _Server(uvicorn.Server):
         self.draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        waits = (asyncio.to_thread(model.batched.drain, self._seconds) for model in self._state.models)
-        await asyncio.gather(*waits)
-        # Pictures are finished; their answers still have to leave.
-        for _ in range(_LAST_ANSWERS * 20):
-            if not self._state.under_way + self._state.streams:
-                break
-            await asyncio.sleep(0.05)
+        pipelines = [model.batched for model in self._state.models]
+        for one in pipelines:
+            one.drain(0)
+        until = time.monotonic() + self._seconds
+        while any(one.unfinished for one in pipelines) and time.monotonic() < until and not self.force_exit:
+            await asyncio.sleep(_TICK)
+        # Gives up what is not finished, so that whoever waits for it is told so, and may ask elsewhere.
+        await asyncio.gather(*(asyncio.to_thread(one.close) for one in pipelines))
+        until = time.monotonic() + _LAST_ANSWERS
+        while self._state.here and time.monotonic() < until:
+            await asyncio.sleep(_TICK)
         self.should_exit = True
 
 
@@ -129,6 +140,8 @@ async def _serve(
     app = create_app(models, settings, metrics)
     config = uvicorn.Config(
         app,
+        http=bounded_protocol(settings.body_seconds),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -1,6 +1,6 @@
 """Bodies of requests and answers: the OpenAI Images API, diffusers' sampling names, one object of ours."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,12 +9,16 @@ __all__ = [
     "EmagFacts",
     "EmagOptions",
     "ErrorBody",
+    "ErrorFacts",
     "GenerationBody",
     "ImageData",
     "ImagesResponse",
+    "ModelAbilities",
+    "ModelFacts",
     "ModelList",
     "PartialImage",
     "RequestState",
+    "Usage",
 ]
 
 _LARGEST_SEED = 2**63 - 1
@@ -85,7 +89,7 @@ class ImageData(BaseModel):
     seed: int
 
 
-class _Usage(BaseModel):
+class Usage(BaseModel):
     """Text has no price here; the fields are what clients of the API expect."""
 
     input_tokens: int = 0
@@ -115,7 +119,7 @@ class ImagesResponse(BaseModel):
     output_format: Literal["png"] = "png"
     quality: Literal["auto"] = "auto"
     size: str
-    usage: _Usage = _Usage()
+    usage: Usage = Usage()
     emag: EmagFacts
 
 
@@ -143,7 +147,7 @@ class Completed(_StreamedImage):
     """A finished picture in a stream."""
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
-    usage: _Usage = _Usage()
+    usage: Usage = Usage()
 
 
 class RequestState(BaseModel):
@@ -160,14 +164,44 @@ class RequestState(BaseModel):
     created_at: int
 
 
+class ModelAbilities(BaseModel):
+    """What a bundle can do and what it does by itself."""
+
+    variant: str
+    precision: str
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    emag_scale: float
+    candidates: list[int] = Field(description="Blocks that can be perturbed.")
+    guidances: dict[str, str] = Field(description="Kinds of guidance, each with what it does.")
+    previews: bool
+    max_images: int = Field(description="Of one request.")
+    max_steps: int
+    images_per_call: int = Field(description="Images that share an engine call, at most.")
+
+
+class ModelFacts(BaseModel):
+    """A bundle that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    emag: ModelAbilities
+
+
 class ModelList(BaseModel):
     """Of ``GET /v1/models``."""
 
     object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
+    data: list[ModelFacts]
 
 
-class _ErrorFacts(BaseModel):
+class ErrorFacts(BaseModel):
+    """What is wrong."""
+
     message: str
     type: str
     param: str | None
@@ -177,4 +211,4 @@ class _ErrorFacts(BaseModel):
 class ErrorBody(BaseModel):
     """Every answer that is no success."""
 
-    error: _ErrorFacts
+    error: ErrorFacts

@@ -38,7 +38,9 @@ class ServerSettings:
     max_body: int = 1 << 20
     """Bytes of a request."""
     body_seconds: float = 20.0
-    """For a request to arrive whole."""
+    """For the head of a request to arrive, and again for its body."""
+    stalled_seconds: float = 60.0
+    """For a client to take at least something of an answer; then its connection is cut."""
     max_requests: int = 256
     """Requests for pictures at the same time, waiting ones included."""
     max_streams: int = 64
@@ -60,7 +62,7 @@ class ServerSettings:
         for name in ("max_images", "max_steps", "max_prompt", "max_body", "max_requests", "max_streams"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}; give 1 or more")
-        for name in ("deadline", "drain_timeout", "body_seconds"):
+        for name in ("deadline", "drain_timeout", "body_seconds", "stalled_seconds"):
             if not getattr(self, name) > 0:
                 raise InputError(f"`{name}` is {getattr(self, name)}; give more than 0 seconds")
         if short := [key for key in self.api_keys if len(key) < _SHORTEST_KEY]:

@@ -36,7 +36,7 @@ def requests_of(
         ApiError: If something is beyond the limits.
         InputError: If a value cannot be used.
     """
-    _check_limits(body, settings)
+    _check_limits(body, model, settings)
     options = body.emag
     given: dict[str, Any] = {
         "guidance": options.guidance,
@@ -71,23 +71,33 @@ def preview_steps(body: GenerationBody, steps: int) -> frozenset[int]:
     return frozenset(index for index in shown if 0 <= index < steps - 1)
 
 
-def _check_limits(body: GenerationBody, settings: ServerSettings) -> None:
-    if body.n > settings.max_images:
-        raise _beyond("n", body.n, f"at most {settings.max_images}")
+def _check_limits(body: GenerationBody, model: ServedModel, settings: ServerSettings) -> None:
+    if body.n > (most := model.most_images(settings)):
+        raise _beyond("n", body.n, f"at most {most}")
     for name in ("prompt", "negative_prompt"):
         text = getattr(body, name) or ""
         if len(text) > settings.max_prompt:
             raise _beyond(name, f"{len(text)} characters long", f"at most {settings.max_prompt}")
-    if not body.stream and (body.partial_images or body.emag.preview_every is not None):
-        name = "partial_images" if body.partial_images else "emag.preview_every"
-        raise ApiError(
-            400,
-            f"'{name}' needs 'stream': true; add it, or leave '{name}' out",
-            param=name,
-            code="invalid_value",
-        )
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise _beyond(name, "cut within a character", "whole characters: a lone surrogate is none")
     if body.seed is not None and body.seed + body.n > 2**63:
         raise _beyond("seed", body.seed, "at most 2^63 - n, as seeds count up")
+    _check_previews(body, model)
+
+
+def _check_previews(body: GenerationBody, model: ServedModel) -> None:
+    if not body.partial_images and body.emag.preview_every is None:
+        return
+    name = "partial_images" if body.partial_images else "emag.preview_every"
+    if not body.stream:
+        said = f"'{name}' needs 'stream': true; add it, or leave '{name}' out"
+        raise ApiError(400, said, param=name, code="invalid_value")
+    if model.bundle.preview is None:
+        said = (
+            f"{model.name} has no previews: its bundle was built without a VAE or with random weights; "
+            f"leave '{name}' out"
+        )
+        raise ApiError(400, said, param=name, code="no_previews")
 
 
 def _sides(size: str, model: ServedModel, settings: ServerSettings) -> dict[str, int]:

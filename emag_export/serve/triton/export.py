@@ -129,7 +129,7 @@ def config_text(name: str, engine: EngineConfig, images: int, limits: Limits) ->
         "  iterative_sequence: true",
         "  # Between two steps nobody is idle; Triton would end a request whose first step is slow.",
         "  max_sequence_idle_microseconds: 600000000",
-        "  # Not `direct`: there, requests with other inputs than the first would wait until it is finished.",
+        "  # Not 'direct': requests whose inputs differ from the first one's would wait for its end.",
         f"  oldest {{ max_candidate_sequences: {images} }}",
         "}",
         "# The model opens its device itself.",
