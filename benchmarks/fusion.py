@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from rich.console import Console
 
 from benchmarks.results import FOLDER, write_results
-from emag_export.contract import DenoiserContract, Variant
+from emag_export.contract import DenoiserContract
 from emag_export.engines.tensorrt.builder import build_plan
 from emag_export.engines.tensorrt.flavour import flavour_of
 from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
@@ -22,6 +22,7 @@ from emag_export.exporter.graph.examples import random_inputs
 from emag_export.exporter.graph.fork import Forked, fork
 from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.families import FAMILIES
+from emag_export.kinds import Variant
 
 TEXT = 77
 RESULTS = FOLDER / "fusion.json"

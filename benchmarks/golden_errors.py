@@ -13,7 +13,6 @@ from diffusers import SD3Transformer2DModel
 from benchmarks.results import FOLDER, write_results
 from emag_export.bundle import engine_graph_file
 from emag_export.cli.console import out, quiet_libraries, status, table
-from emag_export.contract import Renorm, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs
@@ -21,6 +20,7 @@ from emag_export.exporter.graph.fork import fork
 from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.exporter.graph.passes import write_engine_graphs
 from emag_export.families import FAMILIES
+from emag_export.kinds import Renorm, Variant
 from tests.golden.case import GoldenCase, replay
 
 _FOLDER = Path("tests/golden")

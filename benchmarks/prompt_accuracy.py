@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks.results import FOLDER, write_results
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, progress_bar, quiet_libraries, table
-from emag_export.contract import Variant
 from emag_export.exporter.build import build
+from emag_export.kinds import Variant
 from emag_export.options import BuildOptions
 from emag_export.runtime.guidance.rules import GUIDANCES
 from emag_export.runtime.pipeline import Pipeline

@@ -14,8 +14,8 @@ from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, target
 from benchmarks.results import FOLDER, load_results
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import soak
-from emag_export.contract import Variant
 from emag_export.families import FAMILIES
+from emag_export.kinds import Variant
 from emag_export.runtime.guidance.rules import GUIDANCES
 from emag_export.runtime.sampling.plan import EmagWindows, cost_of
 

@@ -22,11 +22,12 @@ from emag_export.cli.options import (
 )
 from emag_export.cli.progress import bar_reporter
 from emag_export.cli.words import in_words
-from emag_export.contract import PRECISIONS, STATE_PRECISIONS, Variant
+from emag_export.contract import PRECISIONS, STATE_PRECISIONS
 from emag_export.engines.tensorrt.detect import usable_flavour
 from emag_export.engines.tensorrt.flavour import CURRENT, FLAVOURS, Flavour, flavour_of
 from emag_export.errors import InputError
 from emag_export.families import FAMILIES, SWITCHES
+from emag_export.kinds import Variant
 from emag_export.options import BuildOptions, Lora
 from emag_export.packages import install_command
 from emag_export.progress import Event

@@ -13,10 +13,10 @@ from emag_export.cli.console import out, progress_bar, quiet_libraries, status
 from emag_export.cli.generate import generate_all
 from emag_export.cli.options import cli_command, group
 from emag_export.cli.progress import bar_reporter
-from emag_export.contract import Variant
 from emag_export.engines.config import EngineConfig
 from emag_export.errors import ComparisonFailed
 from emag_export.families import KNOWN_MODELS
+from emag_export.kinds import Variant
 from emag_export.options import BuildOptions
 from emag_export.packages import require_packages
 from emag_export.runtime.guidance.rules import Guidance

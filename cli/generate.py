@@ -20,9 +20,9 @@ from emag_export.cli.options import (
     variant_option,
 )
 from emag_export.cli.sampling import RENAMED, keywords_of, read_prompts, request_of, sampling_options
-from emag_export.contract import Variant
 from emag_export.engines.config import EngineConfig
 from emag_export.errors import BundleError, InputError
+from emag_export.kinds import Variant
 from emag_export.runtime.request import GenerationRequest, plan_request
 
 __all__ = ["command", "generate_all"]

@@ -9,9 +9,9 @@ import cloup
 from cloup import option
 
 from emag_export.cli.console import status
-from emag_export.contract import Renorm, Variant
 from emag_export.engines.config import EngineConfig
 from emag_export.engines.registry import BACKENDS
+from emag_export.kinds import Renorm, Variant
 
 __all__ = [
     "Blocks",

@@ -19,9 +19,9 @@ from emag_export.version import VERSION
 if TYPE_CHECKING:
     from emag_export.api import build, compile
     from emag_export.bundle import Bundle
-    from emag_export.contract import Renorm, Variant
     from emag_export.engines.config import EngineConfig
     from emag_export.errors import EmagError
+    from emag_export.kinds import Renorm, Variant
     from emag_export.options import Lora
     from emag_export.progress import Event
     from emag_export.runtime.pipeline import Pipeline
@@ -50,8 +50,8 @@ _HOMES = {
     "Event": "progress",
     "Lora": "options",
     "Pipeline": "runtime.pipeline",
-    "Renorm": "contract",
-    "Variant": "contract",
+    "Renorm": "kinds",
+    "Variant": "kinds",
     "build": "api",
     "compile": "api",
 }

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from emag_export.bundle import Bundle
-from emag_export.contract import Renorm, Variant, member
 from emag_export.errors import InputError
+from emag_export.kinds import Renorm, Variant, member
 from emag_export.options import BuildOptions, Lora
 from emag_export.progress import Event, Progress, silent
 

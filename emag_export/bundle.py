@@ -16,11 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from emag_export.contract import DenoiserContract, GraphSpec, Variant, member
+from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.errors import BundleError, Call, InputError
 from emag_export.families import KNOWN_MODELS, family_of
 from emag_export.families.family import Family, load
 from emag_export.hashing import hash_file
+from emag_export.kinds import Variant, member
 from emag_export.manifest import EncodersRecord, FileRecord, Manifest, PreviewFactors, Provenance
 from emag_export.models import SamplingDefaults
 from emag_export.options import BuildOptions, Lora, given

@@ -6,30 +6,23 @@ Dynamic axes, example inputs, checks on what is fed, optimisation profiles and t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cached_property
-from types import MappingProxyType
-from typing import TypeVar
 
 from emag_export.errors import BundleError, ContractError, InputError
+from emag_export.kinds import KINDS, Averaged, KindFacts, Renorm, Variant, member
 from emag_export.shapes import Dim, Sizes, evaluate, product, solve, symbols, without
 
 __all__ = [
+    "BLUR_INPUTS",
     "CONTRACT_VERSION",
     "DTYPE_BYTES",
-    "KINDS",
     "PRECISIONS",
     "PREDICTIONS",
     "STATE_PAIRS",
     "STATE_PRECISIONS",
-    "Averaged",
     "DenoiserContract",
     "GraphSpec",
-    "KindFacts",
-    "Renorm",
     "TensorSpec",
-    "Variant",
-    "member",
 ]
 
 CONTRACT_VERSION = 2
@@ -48,80 +41,11 @@ value, and a step moves an average by 0.012 of its distance to X: one below 16 %
 PREDICTIONS = ("velocity", "epsilon")
 
 STATE_PAIRS = {"ema_state": "ema_state_out"}
-"""Inputs that a step's output replaces: feed the right one back as the left one."""
+"""Inputs that a step's output replaces: feed the right one back as the left one. Kinds of negatives that
+keep nothing have none."""
 
-
-class Variant(StrEnum):
-    """Which live quantity the moving average follows (arXiv:2512.17303, section 4)."""
-
-    EMAG_Q = "emag-q"
-    """Image-token queries, after QK normalisation."""
-    EMAG = "emag"
-    """Softmax rows of the image queries over all keys."""
-    EMAG_I = "emag-i"
-    """The image-to-image block of those rows."""
-    EMAG_T = "emag-t"
-    """The image-to-text block of those rows."""
-
-
-class Averaged(StrEnum):
-    """What part of an attention a moving average follows."""
-
-    QUERIES = "queries"
-    ROWS = "softmax rows"
-    IMAGE_BLOCK = "image block of the rows"
-    TEXT_BLOCK = "text block of the rows"
-
-
-@dataclass(frozen=True, kw_only=True)
-class KindFacts:
-    """What a kind of hard negative keeps between two steps."""
-
-    averages: Averaged
-    source: str
-    """Paper and section."""
-
-
-KINDS: Mapping[Variant, KindFacts] = MappingProxyType(
-    {
-        Variant.EMAG_Q: KindFacts(averages=Averaged.QUERIES, source="arXiv:2512.17303, section 4"),
-        Variant.EMAG: KindFacts(averages=Averaged.ROWS, source="arXiv:2512.17303, section 4"),
-        Variant.EMAG_I: KindFacts(averages=Averaged.IMAGE_BLOCK, source="arXiv:2512.17303, section 4"),
-        Variant.EMAG_T: KindFacts(averages=Averaged.TEXT_BLOCK, source="arXiv:2512.17303, section 4"),
-    }
-)
-"""Every kind of hard negative. Its arithmetic stands in ``exporter/graph/kinds.py``, and a second time,
-written independently, in ``reference/kinds.py``."""
-
-
-class Renorm(StrEnum):
-    """How a partly replaced softmax row (``emag-i``, ``emag-t``) is brought back to sum one."""
-
-    ROW = "row"
-    """Divide the whole row by its sum."""
-    IMG2TXT_ONLY = "img2txt_only"
-    """Keep the image-to-image block, scale the image-to-text block to fill the rest."""
-    NONE = "none"
-
-
-Member = TypeVar("Member", bound=StrEnum)
-
-
-def member(kind: type[Member], value: str, what: str) -> Member:
-    """The member of an enumeration, from itself or from its text: enumerations are made where data come in.
-
-    Args:
-        kind: The enumeration.
-        value: A member, or its value.
-        what: Its name, for the error.
-
-    Raises:
-        InputError: If there is no such member.
-    """
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise InputError(f"there is no {what} {value!r}; choose {', '.join(kind)}") from error
+BLUR_INPUTS = ("blur_height", "blur_width")
+"""Of kinds that blur: a matrix per side of the grid of image tokens, one for every tracked row."""
 
 
 def _require_dtype(name: str, dtype: str) -> None:
@@ -268,6 +192,11 @@ class DenoiserContract:
                 f"{self.variant} averages attention to text, and this model's attention sees none; "
                 f"choose another `variant`"
             )
+        if self.kind.blurs and len(self.grid) != len(BLUR_INPUTS):
+            raise InputError(
+                f"{self.variant} blurs over height and width, this model's image tokens have "
+                f"{len(self.grid)} sides; choose another `variant`"
+            )
 
     @property
     def kind(self) -> KindFacts:
@@ -291,7 +220,9 @@ class DenoiserContract:
 
     @property
     def state_dims(self) -> tuple[Dim, ...]:
-        """Dimensions of ``ema_state`` behind ``tracked`` and the candidate blocks."""
+        """Dimensions of ``ema_state`` behind ``tracked`` and the candidate blocks; 0 where none is."""
+        if self.kind.averages is None:
+            return (0,)
         tokens, text = self.tokens, without(self.keys, self.tokens)
         return {
             Averaged.QUERIES: (self.heads, *self.grid, self.head_dim),
@@ -305,10 +236,17 @@ class DenoiserContract:
         """Inputs and outputs of the exported graph."""
         layers, size = len(self.blocks), self.latents[1:]
         state: tuple[Dim, ...] = ("tracked", layers, *self.state_dims)
+        averages = self.kind.averages is not None
+        blurs = zip(BLUR_INPUTS, self.grid, strict=True) if self.kind.blurs else ()
 
         def spec(name: str, dtype: str, *dims: Dim) -> TensorSpec:
             return TensorSpec(name=name, dtype=dtype, dims=dims)
 
+        before = spec("ema_state", self.state_dtype, *state), spec("ema_step", "float32", "tracked")
+        after = (
+            spec("ema_state_out", self.state_dtype, *state),
+            spec("layer_delta", "float32", "tracked", layers),
+        )
         return GraphSpec(
             name="transformer",
             inputs=(
@@ -316,13 +254,12 @@ class DenoiserContract:
                 spec("timestep", "float32", "trunk_rows"),
                 *self.conditioning,
                 spec("branch_rows", "int64", "rows"),
-                spec("ema_state", self.state_dtype, *state),
-                spec("ema_step", "float32", "tracked"),
+                *(before if averages else ()),
+                *(spec(name, "float32", "tracked", side, side) for name, side in blurs),
                 spec("layer_mask", "float32", "tracked", layers),
             ),
             outputs=(
                 spec("noise_pred", self.precision, "rows", self.out_channels, *size),
-                spec("ema_state_out", self.state_dtype, *state),
-                spec("layer_delta", "float32", "tracked", layers),
+                *(after if averages else ()),
             ),
         )

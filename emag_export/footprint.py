@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emag_export.bundle import DENOISER, Bundle, engine_graph_file
-from emag_export.contract import DTYPE_BYTES, STATE_PAIRS, Averaged, DenoiserContract, TensorSpec
+from emag_export.contract import DTYPE_BYTES, STATE_PAIRS, DenoiserContract
+from emag_export.kinds import Averaged
 from emag_export.shapes import Sizes, evaluate
 from emag_export.sizes import call_sizes
 
@@ -97,7 +98,7 @@ def footprint(
     contract = bundle.contract
     sizes = call_sizes(contract, bundle.geometry, images=images, height=height, width=width)
     tensors = (*contract.graph.inputs, *contract.graph.outputs)
-    state = _state(contract).nbytes(sizes)
+    state = _state_bytes(contract, sizes)
     fused = _OWN_GRAPH in bundle.files if fused is None else fused
     averages = {*STATE_PAIRS, *STATE_PAIRS.values()}
     weights = sum(r.bytes for name, r in bundle.files.items() if name.startswith(f"{DENOISER}/"))
@@ -118,14 +119,14 @@ def _laid_out(contract: DenoiserContract, sizes: Sizes, *, fused: bool) -> int:
     rows = sizes["rows"]
     tokens, keys = evaluate([contract.tokens, contract.keys], sizes)
     scores = 0 if fused else _SCORES * rows * contract.heads * keys**2
-    if contract.kind.averages != Averaged.QUERIES:
+    if contract.kind.averages not in (None, Averaged.QUERIES):
         tile = sizes["tracked"] * -(-contract.heads // _TILES) * tokens * keys
         scores = max(scores, _TILE * tile)  # one after the other
     tokens_of_rows = rows * keys * contract.heads * contract.head_dim
     numbers = max(scores + _BESIDE_SCORES * tokens_of_rows, _LEAST * tokens_of_rows)
-    return _FLOAT * numbers + _SETS * _state(contract).nbytes(sizes)
+    return _FLOAT * numbers + _SETS * _state_bytes(contract, sizes)
 
 
-def _state(contract: DenoiserContract) -> TensorSpec:
-    (name,) = STATE_PAIRS
-    return next(tensor for tensor in contract.graph.inputs if tensor.name == name)
+def _state_bytes(contract: DenoiserContract, sizes: Sizes) -> int:
+    """Bytes of the averages of all blocks and images; 0 for kinds that keep nothing."""
+    return sum(tensor.nbytes(sizes) for tensor in contract.graph.inputs if tensor.name in STATE_PAIRS)

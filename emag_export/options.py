@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emag_export.contract import PRECISIONS, STATE_PRECISIONS, Renorm, Variant, member
+from emag_export.contract import PRECISIONS, STATE_PRECISIONS
 from emag_export.errors import InputError
+from emag_export.kinds import Renorm, Variant, member
 
 __all__ = ["BuildOptions", "Lora", "given"]
 

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.contract import Variant
 from emag_export.engines.config import EngineConfig, EngineKeywords
 from emag_export.engines.registry import EngineOpener, open_backend
 from emag_export.errors import InputError
 from emag_export.families.texts import Encoded
+from emag_export.kinds import Variant
 from emag_export.runtime.keywords import SamplingKeywords, amended
 from emag_export.runtime.loop import DenoiseStep, denoise
 from emag_export.runtime.pictures.decode import Pictures, decode_latents

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 
 from emag_export.bundle import Bundle
-from emag_export.contract import Variant
+from emag_export.contract import DenoiserContract
 from emag_export.errors import InputError
+from emag_export.kinds import Variant
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, Plan, make_plan
 from emag_export.runtime.sampling.schedule import schedule_of
-from emag_export.runtime.sampling.select import always, by_delta
+from emag_export.runtime.sampling.select import Choose, always, at_random
 from emag_export.shapes import Sizes, evaluate
 from emag_export.sizes import picture_sizes
 
@@ -32,7 +33,10 @@ class GenerationRequest:
     guidance: Guidance = field(default_factory=Guidance)
     windows: EmagWindows = field(default_factory=EmagWindows)
     fixed_blocks: tuple[int, ...] | None = None
-    """Blocks to perturb in every step; None chooses per step by the lagged argmax."""
+    """Blocks to perturb in every step; None leaves it to the kind of negative: the lagged argmax of those
+    that average, all candidates of the others."""
+    random_blocks: int | None = None
+    """So many candidate blocks in every step, drawn at random."""
 
     def __post_init__(self) -> None:
         if not self.prompt.strip() and self.guidance.rule.uncond:
@@ -41,6 +45,8 @@ class GenerationRequest:
             )
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise InputError(f"seed is {self.seed}; it must lie between 0 and 2^63 - 1")
+        if self.fixed_blocks is not None and self.random_blocks is not None:
+            raise InputError("`fixed_blocks` and `random_blocks` exclude each other; give one of them")
         if self.steps < 1:
             raise InputError(f"{self.steps} denoising steps were asked for; give at least 1")
 
@@ -66,9 +72,14 @@ def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:
     tokens, contract = request.image_tokens(bundle), bundle.contract
     scheduler = bundle.config("scheduler", "scheduler_config.json")
     schedule = schedule_of(scheduler, request.steps, tokens, prediction=contract.prediction)
-    fixed = request.fixed_blocks
-    choose = by_delta if fixed is None else always(fixed, contract.blocks)
+    choose = _choose(contract, request)
     return make_plan(contract, schedule, request.guidance, request.windows, choose)
+
+
+def _choose(contract: DenoiserContract, request: GenerationRequest) -> Choose | None:
+    if request.random_blocks is not None:
+        return at_random(request.random_blocks, contract.blocks, request.steps)
+    return None if request.fixed_blocks is None else always(request.fixed_blocks, contract.blocks)
 
 
 def default_request(bundle: Bundle, prompt: str, variant: Variant | None = None) -> GenerationRequest:

@@ -5,20 +5,22 @@ some with an unconditional row and some without. An image gets the same latents 
 the rounding of larger matrix products. The host never waits for the device.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emag_export.contract import BLUR_INPUTS, STATE_PAIRS
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.errors import InputError
+from emag_export.runtime.guidance.blur import blur_matrix
 from emag_export.runtime.guidance.rules import Predictions, Rows, combine
 from emag_export.runtime.sampling.call import PlacedCall
 from emag_export.runtime.sampling.conditioning import Trunk
 from emag_export.runtime.sampling.select import lagged_argmax
 from emag_export.runtime.sampling.state import RunState
+from emag_export.shapes import evaluate, solve
 
 __all__ = ["StepResult", "step"]
 
@@ -71,7 +73,7 @@ def step(
         latents=latents,
         average=run.spare,
         spare=run.average,
-        delta=_delta(call, run.delta, outputs["layer_delta"]),
+        delta=_delta(call, run.delta, outputs.get("layer_delta")),
         momentum=momentum,
     )
     return after, StepResult(predictions=predictions, guided=guided, mask=mask)
@@ -87,21 +89,41 @@ def _mask(call: PlacedCall, delta: Float[Tensor, "images layers"]) -> Float[Tens
 
 
 def _call(engine: Engine, call: PlacedCall, run: RunState, trunk: Trunk, mask: Tensor) -> dict[str, Tensor]:
-    feeds: Mapping[str, Tensor] = {
+    names = {tensor.name for tensor in engine.spec.inputs}
+    feeds: dict[str, Tensor] = {
         "hidden_states": run.latents.index_select(0, call.rows.trunk_images),
         "timestep": call.timestep,
         **trunk,
         "branch_rows": call.rows.branch_rows,
-        "ema_state": run.average,
-        "ema_step": call.ema_step,
         "layer_mask": mask,
     }
+    averages = names.issuperset(STATE_PAIRS)
+    if averages:
+        feeds |= {"ema_state": run.average, "ema_step": call.ema_step}
+    if names.issuperset(BLUR_INPUTS):
+        feeds |= _blurs(engine, call, run)
     dtypes = {tensor.name: TORCH_DTYPES[tensor.dtype] for tensor in engine.spec.inputs}
     typed = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in feeds.items()}
-    return engine.run(typed, out={"ema_state_out": run.spare})
+    return engine.run(typed, out={"ema_state_out": run.spare} if averages else None)
 
 
-def _delta(call: PlacedCall, before: Tensor, measured: Tensor) -> Tensor:
+def _blurs(engine: Engine, call: PlacedCall, run: RunState) -> dict[str, Tensor]:
+    """A matrix per side and image, for the sizes of this call."""
+    latents = next(tensor for tensor in engine.spec.inputs if tensor.name == "hidden_states")
+    shape = (call.rows.trunk_images.shape[0], *run.latents.shape[1:])
+    sizes = solve({"hidden_states": latents.dims}, {"hidden_states": shape})
+    found = {}
+    for tensor in engine.spec.inputs:
+        if tensor.name in BLUR_INPUTS:
+            (side,) = evaluate(tensor.dims[-1:], sizes)
+            matrices = [blur_matrix(side, sigma, run.latents.device) for sigma in call.blur_sigmas]
+            found[tensor.name] = torch.stack(matrices)
+    return found
+
+
+def _delta(call: PlacedCall, before: Tensor, measured: Tensor | None) -> Tensor:
+    if measured is None:
+        return before
     if isinstance(call.measures, bool):
         return measured if call.measures else before
     return torch.where(call.measures > 0, measured, before)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from emag_export.contract import Variant
 from emag_export.engines.config import EngineConfig
 from emag_export.engines.registry import EngineOpener, open_backend
 from emag_export.exporter.build import build
+from emag_export.kinds import Variant
 from emag_export.options import BuildOptions
 
 

@@ -12,19 +12,21 @@ import tests.typecheck  # noqa: F401  the hook below names it; it must be import
 
 install_import_hook("emag_export", "tests.typecheck.check")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from diffusers import SD3Transformer2DModel  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
 from emag_export.bundle import engine_graph_file  # noqa: E402
-from emag_export.contract import DenoiserContract, Renorm, Variant  # noqa: E402
+from emag_export.contract import DenoiserContract  # noqa: E402
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions  # noqa: E402
 from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs  # noqa: E402
 from emag_export.exporter.graph.fork import Forked, fork  # noqa: E402
 from emag_export.exporter.graph.onnx_export import export_graph  # noqa: E402
 from emag_export.exporter.graph.passes import write_engine_graphs  # noqa: E402
 from emag_export.families import FAMILIES  # noqa: E402
+from emag_export.kinds import Renorm, Variant  # noqa: E402
 from tests.bundles import (  # noqa: E402, F401  fixtures of several files
     shared_folder,
     small_bundle,
@@ -32,6 +34,10 @@ from tests.bundles import (  # noqa: E402, F401  fixtures of several files
     tiny_bundle,
     tiny_bundles,
 )
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile("emag-export", deadline=None)
+hypothesis.settings.load_profile("emag-export")
 
 EXPORTING_FIXTURES = {
     "tiny_bundle",
@@ -56,7 +62,7 @@ EXPORTING_FILES = {
 """Files whose tests export graphs, compile engines or make environments of their own."""
 
 
-DEAREST = ("test_gpu_script", "test_wheel", "test_tensorrt_build", "test_golden", "test_cli", "test_bfloat16")
+DEAREST = ("test_wheel", "test_tensorrt_build", "test_golden", "test_cli", "test_bfloat16")
 """Files that take longest. They come first: the last one would keep one worker busy and the others idle."""
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from emag_export.contract import DenoiserContract, Variant
+from emag_export.contract import DenoiserContract
 from emag_export.engines.function import FunctionEngine
+from emag_export.kinds import Variant
 from emag_export.runtime.batching.job import Job, Listener, Urgency
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance

@@ -17,9 +17,9 @@ from emag_export.bench.session import Setup
 from emag_export.bench.timing import StepTime
 from emag_export.bundle import Bundle
 from emag_export.cli.main import main
-from emag_export.contract import Variant
 from emag_export.errors import InputError
 from emag_export.families import FAMILIES
+from emag_export.kinds import Variant
 from emag_export.progress import Event
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.request import default_request

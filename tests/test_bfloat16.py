@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from emag_export.bundle import DENOISER, GRAPH_FILE, Bundle, engine_graph_file
-from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.tensorrt.build import plan_engine_build
@@ -20,6 +19,7 @@ from emag_export.exporter.eager import open_eager, source_of
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
 from emag_export.exporter.graph.upcast import upcast_graph, upcast_spec
 from emag_export.exporter.graph.verify import verify_graph
+from emag_export.kinds import Variant
 from tests.bundles import TinyBundles
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from emag_export.bundle import MANIFEST, Bundle
-from emag_export.contract import Renorm, Variant
 from emag_export.errors import ExportError, InputError, ModelError
 from emag_export.exporter.build import build
 from emag_export.exporter.describe.identify import BuildPlan, finished_bundle, identify
@@ -17,6 +16,7 @@ from emag_export.exporter.describe.recipes import OPSETS
 from emag_export.exporter.graph.export import export_component
 from emag_export.exporter.source.find import find_source
 from emag_export.exporter.staging import Staging, require_disk_space
+from emag_export.kinds import Renorm, Variant
 from emag_export.options import BuildOptions
 from emag_export.progress import Event, Progress
 

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from emag_export.bundle import DENOISER, MANIFEST, Bundle
 from emag_export.cli.main import main
 from emag_export.cli.words import command_of
-from emag_export.contract import Renorm, Variant
 from emag_export.errors import Call, InputError
 from emag_export.exporter.describe.identify import identify
 from emag_export.exporter.eager import open_eager, source_of
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
 from emag_export.exporter.source.lora import lora_records
+from emag_export.kinds import Renorm, Variant
 from emag_export.options import BuildOptions, Lora, given
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request

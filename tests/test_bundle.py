@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from emag_export.bundle import MANIFEST, Bundle
-from emag_export.contract import Variant
 from emag_export.errors import BundleError, Call, InputError
+from emag_export.kinds import Variant
 
 
 @pytest.fixture

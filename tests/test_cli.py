@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from PIL import Image
 
 from emag_export.cli.options import Blocks
-from emag_export.contract import Variant
 from emag_export.families import KNOWN_MODELS
+from emag_export.kinds import Variant
 from emag_export.runtime.pictures.metadata import read_picture_record
 
 PROMPT = "a large red circle on a blue background"
@@ -295,7 +296,9 @@ def test_place_that_cannot_hold_files_is_no_traceback(tiny_bundle: Path) -> None
 def test_interrupted_build_leaves_nothing_at_the_target(tmp_path: Path) -> None:
     """A real SIGINT while the transformer is traced: exit 130, one sentence, nothing left at the target."""
     command = [sys.executable, "-m", "emag_export.cli.main", "build", "--model", "tiny-sd3", "-o", "b"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    heeded = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     assert process.stderr is not None
     while "transformer: trace" not in process.stderr.readline():
         assert process.poll() is None, "the build ended before it was interrupted"

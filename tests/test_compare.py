@@ -12,13 +12,14 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from emag_export.contract import DenoiserContract, Variant
+from emag_export.contract import DenoiserContract
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.observed import ObservedEngine
 from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
 from emag_export.exporter.graph.fork import fork
 from emag_export.families import FAMILIES
+from emag_export.kinds import Variant
 from emag_export.progress import Event
 from emag_export.reference.compare import Pictures, compare
 from emag_export.reference.comparison import Choice, Comparison

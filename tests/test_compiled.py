@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.contract import GraphSpec, TensorSpec, Variant
+from emag_export.contract import GraphSpec, TensorSpec
 from emag_export.engines.compiled import MAX_KINDS, CompiledEngine
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import EngineError
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
 from emag_export.families import FAMILIES
+from emag_export.kinds import Variant
 from tests.bundles import opener
 from tests.typecheck import unchecked
 

@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emag_export.contract import (
-    CONTRACT_VERSION,
-    STATE_PAIRS,
-    DenoiserContract,
-    GraphSpec,
-    Renorm,
-    TensorSpec,
-    Variant,
-    member,
-)
+from emag_export.contract import CONTRACT_VERSION, STATE_PAIRS, DenoiserContract, GraphSpec, TensorSpec
 from emag_export.errors import BundleError, ContractError, InputError
+from emag_export.kinds import Renorm, Variant, member
 from emag_export.records import parse_record
 from emag_export.shapes import Dim, evaluate
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.exporter.graph.fork import fork
 from emag_export.families import FAMILIES
+from emag_export.kinds import Variant
 from emag_export.reference.compare import Pictures, compare
 from emag_export.reference.two_pass import two_pass_denoise
 from emag_export.runtime.guidance.rules import Guidance, Rows

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emag_export.contract import GraphSpec, TensorSpec, Variant
+from emag_export.contract import GraphSpec, TensorSpec
 from emag_export.engines.compiled import CompiledEngine
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.function import FunctionEngine
@@ -19,6 +19,7 @@ from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.engines.protocol import Engine, check_feeds
 from emag_export.errors import ContractError, EngineError
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
+from emag_export.kinds import Variant
 from tests.conftest import Exported, Exporter
 from tests.typecheck import unchecked
 

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from emag_export.bundle import engine_graph_file
-from emag_export.contract import GraphSpec, TensorSpec, Variant
+from emag_export.contract import GraphSpec, TensorSpec
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ExportError
 from emag_export.exporter.describe.recipes import OPSETS
@@ -20,6 +20,7 @@ from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_E
 from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.exporter.graph.passes import write_engine_graphs
 from emag_export.families.sd3.graph import embed_time
+from emag_export.kinds import Variant
 from tests.conftest import Exporter, small_fork
 
 GRAPHS = [("sd3", Variant.EMAG_Q), ("sd3", Variant.EMAG), ("sd35", Variant.EMAG_Q)]

@@ -17,7 +17,6 @@ from emag_export.bundle import DENOISER, Bundle, file_records
 from emag_export.cli import build as build_command
 from emag_export.cli import compile_options
 from emag_export.cli.main import main
-from emag_export.contract import Variant
 from emag_export.engines.tensorrt import detect
 from emag_export.engines.tensorrt.flavour import FLAVOURS, Flavour
 from emag_export.engines.tensorrt.options import EngineOptions
@@ -30,6 +29,7 @@ from emag_export.exporter.resources import needs_of, require_memory
 from emag_export.exporter.source.find import find_source
 from emag_export.families import KNOWN_MODELS
 from emag_export.hashing import hash_file
+from emag_export.kinds import Variant
 from emag_export.options import BuildOptions
 from tests.bundles import TinyBundles
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from emag_export.contract import DenoiserContract, Variant
+from emag_export.contract import DenoiserContract
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.observed import ObservedEngine
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.exporter.graph.fork import fork
 from emag_export.families import FAMILIES
+from emag_export.kinds import Variant
 from emag_export.reference.compare import compare
 from emag_export.reference.comparison import Comparison
 from emag_export.reference.forced import force_step, with_floor
@@ -115,10 +116,12 @@ def changed(comparison: Comparison, change: Callable[[float], float]) -> Compari
 
 
 def test_one_lucky_step_of_pytorch_does_not_fail_an_engine(itself: Comparison) -> None:
+    """How lucky PyTorch is in a step depends on the processor: here it is given luck."""
     assert itself.floor is not None
-    lucky = itself.floor.floor  # 1.7 times what PyTorch makes in the first step
-    assert lucky > 1.5 * itself.steps[0].floor["cond"].relative
-    assert changed(itself, lambda _: lucky).passed
+    usual, first = itself.floor.floor, itself.steps[0]
+    lucky = replace(first, floor={"cond": replace(first.floor["cond"], relative=usual / 3)})
+    comparison = replace(itself, steps=(lucky, *itself.steps[1:]))
+    assert changed(comparison, lambda _: usual).passed, "it is as good as PyTorch usually is"
 
 
 def test_nan_is_the_worst_error_on_either_side(itself: Comparison) -> None:

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from benchmarks.fusion import export, one_map, small_fork
 from benchmarks.fusion import scratch as scratch_of
-from emag_export.contract import Variant
+from emag_export.kinds import Variant
 
 HEADS = 2
 

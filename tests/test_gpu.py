@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.contract import Variant
 from emag_export.engines.registry import EngineOpener
 from emag_export.engines.tensorrt.build import plan_engine_build
 from emag_export.engines.tensorrt.flavour import FLAVOURS
@@ -16,6 +15,7 @@ from emag_export.engines.tensorrt.open import open_tensorrt
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.probe import probe
 from emag_export.errors import EmagError
+from emag_export.kinds import Variant
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
 from tests.bundles import TinyBundles, opener

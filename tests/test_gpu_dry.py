@@ -20,9 +20,9 @@ from benchmarks.gpu_dry.graphs import DryGraph
 from benchmarks.gpu_dry.job import RUNS, describe
 from benchmarks.gpu_dry.judge import judge, read_log
 from benchmarks.gpu_dry.stub_libraries import CUDA_RUNTIME, build_libraries, needed_symbols
-from emag_export.contract import Variant
 from emag_export.engines.ort_providers import CUDA, provider_options
 from emag_export.errors import MissingDependencyError
+from emag_export.kinds import Variant
 from tests.conftest import small_fork
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc to compile stub libraries")

@@ -14,10 +14,10 @@ import pytest
 from benchmarks.gpu.items import PARTS, Options
 from benchmarks.gpu.lines import Lines, this_machine
 from benchmarks.gpu.runner import Runner
-from emag_export.contract import Variant
+from emag_export.kinds import Variant
 from tests.bundles import TinyBundles
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rehearsal
 STEPS, BLOCKS = 4, 10
 NAME = "tiny-sd3-checkpoint-fp32"
 

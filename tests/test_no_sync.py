@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.function import FunctionEngine
+from emag_export.kinds import Variant
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.loop import Anneal, denoise
 from emag_export.runtime.prepare import cads_annealer

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from emag_export.contract import Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions, available_providers
 from emag_export.engines.ort_cuda import CudaRuns
@@ -25,6 +24,7 @@ from emag_export.engines.ort_providers import (
 from emag_export.engines.repeats import CallKey, call_key
 from emag_export.errors import EngineError, InputError, MissingDependencyError
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
+from emag_export.kinds import Variant
 from tests.conftest import Exported, Exporter
 
 SIZES = DENOISER_CHECK_SIZES[1]

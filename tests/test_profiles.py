@@ -9,7 +9,6 @@ import torch
 
 from emag_export.bundle import Bundle
 from emag_export.cli.build import command
-from emag_export.contract import Variant
 from emag_export.engines.limits import MAX_ELEMENTS, largest, what_fits
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.protocol import TORCH_DTYPES
@@ -18,6 +17,7 @@ from emag_export.engines.tensorrt.options import EngineOptions, SizeRange
 from emag_export.engines.tensorrt.profiles import Profile, choose_profile, profile_shapes, profiles_of
 from emag_export.errors import Call, ContractError, EngineError, InputError
 from emag_export.exporter.describe.identify import BuildPlan, identify
+from emag_export.kinds import Variant
 from emag_export.options import BuildOptions
 from tests.conftest import Exporter
 

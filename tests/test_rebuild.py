@@ -14,9 +14,9 @@ from emag_export.api import build_options
 from emag_export.bundle import DENOISER, MANIFEST, Bundle
 from emag_export.cli.main import main
 from emag_export.cli.words import command_of
-from emag_export.contract import Variant
 from emag_export.errors import InputError
 from emag_export.exporter.describe.identify import identify
+from emag_export.kinds import Variant
 from emag_export.manifest import Manifest
 from emag_export.options import BuildOptions
 from emag_export.records import dump_record

@@ -13,12 +13,12 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from emag_export.contract import Renorm, Variant
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
 from emag_export.exporter.graph.fork import fork
 from emag_export.families import FAMILIES
 from emag_export.families.sd3.oracle import predict
+from emag_export.kinds import Renorm, Variant
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.reference.watch import Handler, watched
 from emag_export.runtime.guidance.rules import Guidance

@@ -11,9 +11,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
-from emag_export.contract import DenoiserContract, TensorSpec, Variant
+from emag_export.contract import DenoiserContract, TensorSpec
 from emag_export.engines.function import FunctionEngine
 from emag_export.errors import InputError, ModelError
+from emag_export.kinds import Variant
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.loop import DenoiseStep, DrawNoise, denoise
 from emag_export.runtime.sampling.conditioning import Conditioning

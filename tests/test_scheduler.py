@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from emag_export.contract import Variant
 from emag_export.engines.function import FunctionEngine
 from emag_export.engines.observed import ObservedEngine
 from emag_export.errors import CancelledError, ContractError, DeadlineError, EngineError, InputError
+from emag_export.kinds import Variant
 from emag_export.runtime.batching.banks import Room
 from emag_export.runtime.batching.job import Admitted, Failed, Finished, Job, JobEvent, Stepped, Urgency
 from emag_export.runtime.batching.policy import by_priority, earliest_deadline, oldest_first, policy_of

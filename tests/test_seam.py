@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from emag_export.bundle import MANIFEST, Bundle
-from emag_export.contract import DenoiserContract, Variant
+from emag_export.contract import DenoiserContract
 from emag_export.errors import ContractError, ModelError
 from emag_export.families import FAMILIES, family_of, family_of_pipeline
 from emag_export.families.protocol import Blocks
+from emag_export.kinds import Variant
 from tests.conftest import small_model
 
 ROOT = Path(__file__).parent.parent

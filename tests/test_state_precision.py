@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from emag_export.contract import DenoiserContract, Variant
+from emag_export.contract import DenoiserContract
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.errors import InputError
@@ -15,6 +15,7 @@ from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_E
 from emag_export.exporter.graph.fork import Forked, fork
 from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.families import FAMILIES
+from emag_export.kinds import Variant
 from emag_export.options import BuildOptions
 from emag_export.reference.compare import compare
 from emag_export.reference.two_pass import two_pass_denoise

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from emag_export.contract import Variant
 from emag_export.engines.function import FunctionEngine
 from emag_export.errors import ContractError, InputError
+from emag_export.kinds import Variant
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.sampling.call import ImageStep, calls_of, place_calls

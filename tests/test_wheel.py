@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from emag_export.contract import Variant
+from emag_export.kinds import Variant
 from tests.bundles import TinyBundles
 
 ROOT = Path(__file__).parent.parent

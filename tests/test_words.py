@@ -15,11 +15,12 @@ from emag_export.api import BuildKeywords, CompileKeywords
 from emag_export.bundle import Bundle
 from emag_export.cli.main import main
 from emag_export.cli.words import command_of, in_words, option_of, sentence
-from emag_export.contract import PRECISIONS, Variant
+from emag_export.contract import PRECISIONS
 from emag_export.engines.config import EngineKeywords
 from emag_export.engines.tensorrt.build import compile_call
 from emag_export.errors import PARAMETER, Call, EmagError, InputError
 from emag_export.families import SWITCHES
+from emag_export.kinds import Variant
 from emag_export.options import Lora
 from emag_export.runtime.keywords import SAMPLING_KEYWORDS
 from tests.command_line import commands, options_of, parsed

@@ -50,6 +50,9 @@ def unchecked() -> Iterator[ModuleType]:
     names = [
         "emag_export.families.protocol",
         "emag_export.families.sd3.graph",
+        "emag_export.exporter.graph.tracking",
+        "emag_export.exporter.graph.averaging",
+        "emag_export.exporter.graph.stateless",
         "emag_export.exporter.graph.kinds",
         "emag_export.exporter.graph.fork",
     ]

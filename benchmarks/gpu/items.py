@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.gpu.speed import guidances_of
-from emag_export.contract import Variant
 from emag_export.engines.tensorrt.flavour import FLAVOURS
+from emag_export.kinds import Variant
 
 __all__ = ["PARTS", "Item", "Options"]
 

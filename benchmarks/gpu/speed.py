@@ -28,11 +28,11 @@ from emag_export.bench.session import Entry, Setup, load_original
 from emag_export.bench.timing import wait_for
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.cli.console import quiet_libraries
-from emag_export.contract import Variant
 from emag_export.engines.config import EngineConfig
 from emag_export.engines.protocol import Engine
 from emag_export.engines.registry import BACKENDS, open_backend
 from emag_export.errors import EmagError
+from emag_export.kinds import Variant
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.loop import DenoiseStep, denoise
 from emag_export.runtime.prepare import Prepared

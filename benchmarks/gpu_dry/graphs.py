@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from emag_export.bundle import DENOISER, GRAPH_FILE, Bundle, engine_graph_file
-from emag_export.contract import GraphSpec, TensorSpec, Variant
+from emag_export.contract import GraphSpec, TensorSpec
 from emag_export.exporter.build import build
 from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.hashing import hash_files
+from emag_export.kinds import Variant
 from emag_export.options import BuildOptions
 
 __all__ = ["DryGraph", "control_graph", "denoiser_graphs"]

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from emag_export.contract import DenoiserContract, GraphSpec, Renorm, TensorSpec, Variant
+from emag_export.contract import DenoiserContract, GraphSpec, TensorSpec
+from emag_export.kinds import Renorm, Variant
 from emag_export.models import KnownModel, SamplingDefaults
 from emag_export.shapes import Dim, Sizes
 from emag_export.sizes import TextRange

@@ -67,6 +67,10 @@ class Blocks(Protocol):
         """Number of blocks, counted as ``contract.blocks`` counts them."""
 
     @property
+    def streams(self) -> tuple[str, ...]:
+        """Rows of the flow that a block changes: what goes on as it came where a block is left out."""
+
+    @property
     def constants(self) -> Mapping[str, Tensor]:
         """Tables that torch computes once, so that no other library has to: ``embed`` gets them by name."""
 

@@ -86,7 +86,7 @@ def _errors(
     errors["cond"] = _error(wanted.cond, predictions.cond)
     if step.plan.phase == Phase.GUIDE:
         errors["perturbed"] = _error(wanted.perturbed, predictions.perturbed)
-    if step.plan.phase != Phase.PLAIN:
+    if step.plan.phase != Phase.PLAIN and average.numel():
         errors["ema_state"] = _error(step.average, average)
         errors["delta"] = _error(step.delta, delta)
     return errors

@@ -1,20 +1,21 @@
-"""Attention of one candidate block in a perturbed pass, written as the algorithm reads: one function a kind.
+"""One candidate block in a perturbed pass, written as the algorithm reads: one function a kind.
 
 An independent second implementation: it shares nothing with the exported graph, branches on data
 where the graph must not, and writes into slices where the graph gathers and scatters.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import conv1d, pad, scaled_dot_product_attention
 
-from emag_export.contract import Averaged, Renorm
+from emag_export.kinds import Renorm, Variant
 
-__all__ = ["ATTEND", "Probe"]
+__all__ = ["ATTEND", "Probe", "left_out"]
 
 _ROW_SUM_FLOOR = 1e-12
 """A softmax row whose kept part sums to nothing stays at zero instead of becoming 0/0."""
@@ -25,8 +26,9 @@ Heads = Float[Tensor, "rows heads tokens head_dim"]
 class Probe:
     """State of one candidate block in one pass: measure Delta, update E, then say who is replaced.
 
-    Its block's attention calls it once, after which :attr:`average` and :attr:`delta` hold the results; a new
-    one is made for every pass. The conditional rows are the last ``images`` ones, one per image.
+    Its block calls it once, after which :attr:`average` and :attr:`delta` hold the results of kinds that
+    average; a new one is made for every pass. The conditional rows are the last ``images`` ones, one per
+    image.
 
     Args:
         renorm: How a partly replaced softmax row is brought back to sum one.
@@ -34,6 +36,7 @@ class Probe:
         step: a in E + a (X - E).
         strength: lambda per image; 0 leaves an image alone.
         image: Where the image tokens are in the sequence.
+        blur: Image tokens along each side, and the standard deviation of a blur over them.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Probe:
         step: float,
         strength: Float[Tensor, " images"],
         image: slice,
+        blur: tuple[tuple[int, ...], float] = ((), math.inf),
     ) -> None:
         self.renorm = renorm
         self.average = average
@@ -51,6 +55,7 @@ class Probe:
         self.strength = strength.tolist()
         self.delta = torch.zeros_like(strength)
         self.image = image
+        self.grid, self.blur_sigma = blur
         self.calls = 0
 
     @property
@@ -122,6 +127,60 @@ def _block(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | 
     return attended
 
 
+def _identity(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
+    """An image token's output is its own value."""
+    probe.calls += 1
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=mask).clone()
+    for row, strength in probe.perturbed():
+        own = value[row, :, probe.image]
+        attended[row, :, probe.image] = (1 - strength) * attended[row, :, probe.image] + strength * own
+    return attended
+
+
+def _blurred(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
+    """Image queries are blurred over their grid."""
+    probe.calls += 1
+    query = query.clone()
+    for row, strength in probe.perturbed():
+        live = query[row, :, probe.image].clone()
+        query[row, :, probe.image] = (1 - strength) * live + strength * _blur(probe, live)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _blur(
+    probe: Probe, live: Float[Tensor, "heads tokens head_dim"]
+) -> Float[Tensor, "heads tokens head_dim"]:
+    """Gaussian along one side after the other, by torch's own padding and convolution."""
+    if probe.blur_sigma == 0:
+        return live
+    grid: Tensor = live.unflatten(1, probe.grid)
+    sides = range(1, 1 + len(probe.grid))
+    if math.isinf(probe.blur_sigma):
+        return grid.mean(dim=tuple(sides), keepdim=True).expand_as(grid).reshape(live.shape)
+    taps = math.ceil(6 * probe.blur_sigma) | 1
+    offsets = torch.arange(taps, device=live.device) - taps // 2
+    kernel = torch.exp(-(offsets**2) / (2 * probe.blur_sigma**2))
+    kernel = (kernel / kernel.sum()).to(live.dtype)
+    for side in sides:
+        lines = grid.movedim(side, -1)
+        padded = lines.reshape(-1, 1, lines.shape[-1])
+        left = taps // 2 if lines.shape[-1] > 1 else 0
+        while left > 0:  # torch reflects at most a line less its edge at a time
+            part = min(left, padded.shape[-1] - 1)
+            padded, left = pad(padded, (part, part), mode="reflect"), left - part
+        blurred = conv1d(padded, kernel[None, None]) if lines.shape[-1] > 1 else padded
+        grid = blurred.reshape(lines.shape).movedim(-1, side)
+    return grid.reshape(live.shape)
+
+
+def left_out(probe: Probe, before: Tensor, after: Tensor) -> Tensor:
+    """A stream behind a block that is left out in some rows."""
+    after = after.clone()
+    for row, strength in probe.perturbed():
+        after[row] = (1 - strength) * after[row] + strength * before[row]
+    return after
+
+
 def _maps(
     probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None
 ) -> tuple[Float[Tensor, "images heads queries keys"], Heads]:
@@ -151,12 +210,15 @@ def _renormalised(
 
 Attention = Callable[[Probe, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-ATTEND: Mapping[Averaged, Attention] = MappingProxyType(
+ATTEND: Mapping[Variant, Attention] = MappingProxyType(
     {
-        Averaged.QUERIES: _queries,
-        Averaged.ROWS: _rows,
-        Averaged.IMAGE_BLOCK: _image_block,
-        Averaged.TEXT_BLOCK: _text_block,
+        Variant.EMAG_Q: _queries,
+        Variant.EMAG: _rows,
+        Variant.EMAG_I: _image_block,
+        Variant.EMAG_T: _text_block,
+        Variant.IDENTITY: _identity,
+        Variant.BLUR_QUERY: _blurred,
     }
 )
-"""(probe, query, key, value, mask) to the attention of every row, by what is averaged."""
+"""(probe, query, key, value, mask) to the attention of every row, by kinds that change it; the one that does
+not is :func:`left_out`."""

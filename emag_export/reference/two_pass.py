@@ -5,6 +5,7 @@ graph except the plan, the block choice and the guidance arithmetic. It is slow 
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor
 from emag_export.errors import InputError, ModelError
 from emag_export.families import family_of
 from emag_export.reference.comparison import TensorError
-from emag_export.reference.kinds import ATTEND, Probe
-from emag_export.reference.watch import watched
+from emag_export.reference.kinds import ATTEND, Probe, left_out
+from emag_export.reference.watch import passed, watched
 from emag_export.runtime.guidance.clean import Clean
 from emag_export.runtime.guidance.rules import Predictions, Rows, Terms, combine
 from emag_export.runtime.loop import Anneal, DrawNoise
@@ -109,11 +110,10 @@ def two_pass_denoise(
         predictions, variance = _pass(model, plan, step, latents, now)
         if step.phase != Phase.PLAIN:
             probes = _probes(plan, step, state, mask, latents)
-            attend = ATTEND[plan.contract.kind.averages]
-            handlers = {block: partial(attend, probe) for block, probe in probes.items()}
-            with watched(blocks, handlers):
+            with _perturbing(plan, blocks, probes):
                 perturbed = _pass(model, plan, step, latents, now)[0].cond
-            state = _collected(probes, state)
+            if plan.contract.kind.averages is not None:
+                state = _collected(probes, state)
             if step.phase == Phase.GUIDE:
                 predictions = replace(predictions, perturbed=perturbed)
         terms = Terms.of(plan.guidance, Clean.of(step.p, step.q))
@@ -138,6 +138,15 @@ def two_pass_denoise(
             predictions=predictions,
             latents=latents,
         )
+
+
+def _perturbing(plan: Plan, blocks: list[Any], probes: dict[int, Probe]) -> AbstractContextManager[None]:
+    """In it, candidate blocks do what the kind of the negative says."""
+    if plan.contract.kind.whole_block:
+        skips = {block: partial(left_out, probe) for block, probe in probes.items()}
+        return passed(blocks, skips, _oracle(plan).STREAMS)
+    attend = ATTEND[plan.contract.variant]
+    return watched(blocks, {block: partial(attend, probe) for block, probe in probes.items()})
 
 
 def _oracle(plan: Plan) -> Any:
@@ -185,13 +194,15 @@ def _probes(plan: Plan, step: PlannedStep, state: _Averages, mask: Tensor, laten
     contract = plan.contract
     sizes = solve({"latents": contract.latents}, {"latents": tuple(latents.shape[1:])})
     (tokens,) = evaluate([contract.tokens], sizes)
+    averages = contract.kind.averages is not None
     return {
         block: Probe(
             renorm=contract.renorm,
-            average=None if step.starts_average else state.average[:, layer],
+            average=state.average[:, layer] if averages and not step.starts_average else None,
             step=step.ema_step,
             strength=mask[:, layer],
             image=_oracle(plan).image_tokens(tokens),
+            blur=(evaluate(contract.grid, sizes), step.blur_sigma),
         )
         for layer, block in enumerate(contract.blocks)
     }

@@ -1,4 +1,4 @@
-"""Watch the attention of candidate blocks in an unmodified diffusers model, whatever its family.
+"""Watch candidate blocks of an unmodified diffusers model, or their attention, whatever its family.
 
 A hook says which block is running, and a ``TorchFunctionMode`` sees the first
 ``scaled_dot_product_attention`` in it, whoever calls it: that is the self- or joint attention in every
@@ -7,6 +7,7 @@ family, cross attention comes after.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,10 +16,13 @@ from torch.overrides import TorchFunctionMode
 
 from emag_export.errors import ModelError
 
-__all__ = ["Handler", "watched"]
+__all__ = ["Handler", "Passed", "passed", "watched"]
 
 Handler = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(query, key, value, mask) to the attention that the block goes on with."""
+
+Passed = Callable[[Tensor, Tensor], Tensor]
+"""(stream before a block, behind it) to what goes on."""
 
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
@@ -84,4 +88,36 @@ def watched(blocks: Sequence[nn.Module], handlers: Mapping[int, Handler]) -> Ite
             stack.callback(blocks[index].register_forward_pre_hook(before(handler)).remove)
             stack.callback(blocks[index].register_forward_hook(after(index)).remove)
         stack.enter_context(watch)
+        yield
+
+
+@contextmanager
+def passed(
+    blocks: Sequence[nn.Module], handlers: Mapping[int, Passed], streams: Sequence[str]
+) -> Iterator[None]:
+    """Let handlers decide what leaves some blocks, and leave nothing behind whatever happens.
+
+    Args:
+        blocks: Of the model, in order.
+        handlers: Block number to its handler, called once per stream.
+        streams: Parameters of a block's ``forward`` whose new values it returns, in the order in which it
+            returns them; where it returns None, that stream ends.
+    """
+
+    def hook(handler: Passed) -> Callable[..., Any]:
+        def changed(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+            given = signature(module.forward).bind(*args, **kwargs).arguments
+            after = output if isinstance(output, tuple) else (output,)
+            going_on = tuple(
+                None if stream is None else handler(given[name], stream)
+                for name, stream in zip(streams, after, strict=True)
+            )
+            return going_on if isinstance(output, tuple) else going_on[0]
+
+        return changed
+
+    with ExitStack() as stack:
+        for index, handler in handlers.items():
+            handle = blocks[index].register_forward_hook(hook(handler), with_kwargs=True)
+            stack.callback(handle.remove)
         yield

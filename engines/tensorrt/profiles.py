@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from emag_export.bundle import DENOISER
-from emag_export.contract import Averaged, DenoiserContract, GraphSpec
+from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.engines.limits import MAX_ELEMENTS, largest, what_fits
 from emag_export.engines.tensorrt.flavour import Flavour
 from emag_export.engines.tensorrt.options import (
@@ -14,6 +14,7 @@ from emag_export.engines.tensorrt.options import (
     SizeRange,
 )
 from emag_export.errors import Call, ContractError, InputError
+from emag_export.kinds import Averaged
 from emag_export.models import SamplingDefaults
 from emag_export.shapes import Sizes, evaluate, symbols
 from emag_export.sizes import Geometry, picture_sizes, side_pixels

@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from emag_export.bundle import Bundle
-from emag_export.contract import Variant
 from emag_export.errors import InputError
+from emag_export.kinds import Variant
 from emag_export.records import FORMAT_VERSION, dump_record, read_record
 from emag_export.runtime.request import GenerationRequest
 from emag_export.version import VERSION

@@ -66,6 +66,8 @@ class PlacedCall:
     a: Float[Tensor, "images ..."]
     b: Float[Tensor, "images ..."]
     noise: Noise | None
+    blur_sigmas: tuple[float, ...]
+    """Per image; for negatives that blur."""
     groups: tuple[Group, ...]
 
 
@@ -142,6 +144,7 @@ def _placed(images: Sequence[ImageStep], table: Float[Tensor, "images columns"],
         noise=Noise(weight=wide(column["noise"]), low=wide(column["low"]), high=wide(column["high"]))
         if noisy
         else None,
+        blur_sigmas=tuple(step.blur_sigma for step in steps),
         groups=tuple(_groups(images, {name: wide(values) for name, values in column.items()})),
     )
 

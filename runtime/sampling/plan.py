@@ -1,35 +1,56 @@
 """The plan of a run: in which phase every step is, and what that costs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from emag_export.contract import DenoiserContract
 from emag_export.errors import InputError
+from emag_export.kinds import member
 from emag_export.runtime.checks import require_finite, require_range
 from emag_export.runtime.guidance.rules import Guidance, GuidanceRule
 from emag_export.runtime.sampling.schedule import Schedule
-from emag_export.runtime.sampling.select import Choice, Choose, by_delta
+from emag_export.runtime.sampling.select import Choice, Choose, always, by_delta
 
-__all__ = ["Cost", "EmagWindows", "Phase", "Plan", "PlannedStep", "cost_of", "make_plan", "window_index"]
+__all__ = [
+    "Cost",
+    "EmagWindows",
+    "Phase",
+    "Plan",
+    "PlannedStep",
+    "Unit",
+    "cost_of",
+    "make_plan",
+    "window_index",
+]
 
 _WINDOW_BASE = 250
 
 
 class Phase(StrEnum):
-    """What a step does with the moving averages."""
+    """What a step does with the conditional row besides predicting."""
 
     PLAIN = "plain"
     """Nothing."""
     TRACK = "track"
-    """Accumulate, from the conditional row."""
+    """Move the averages; only for kinds of negatives that have some."""
     GUIDE = "guide"
-    """Accumulate and perturb, in a row of its own."""
+    """Perturb, in a row of its own, and move the averages where there are some."""
+
+
+class Unit(StrEnum):
+    """In which a window is given, counted from the end of the run."""
+
+    RUN = "250ths"
+    """250ths of the run, whatever its number of steps."""
+    STEPS = "steps"
+    """Steps of the sampler."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmagWindows:
-    """When EMAG averages and when it perturbs, in 250ths of the run counted from its end."""
+    """When averages are moved and when a row is perturbed, counted from the end of the run; and how much."""
 
     beta: float = 0.988
     """Decay of the moving average per step."""
@@ -40,9 +61,15 @@ class EmagWindows:
     stop: int = 50
     """Both end here; 0 is the last step."""
     strength: float = 1.0
-    """lambda: 1 replaces the live quantity by its average, 0 leaves it."""
+    """lambda: 1 perturbs wholly, 0 not at all."""
+    unit: Unit = Unit.RUN
+    """Of ``start``, ``delta`` and ``stop``."""
+    blur_sigma: float = math.inf
+    """Of the negative ``blur-query``, in image tokens; infinity takes the mean of all, 0 blurs nothing."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", member(Unit, self.unit, "unit of windows"))
+        require_range(0.0, math.inf, blur_sigma=self.blur_sigma)
         require_range(0.0, 1.0, emag_beta=self.beta, emag_strength=self.strength)
         require_finite(emag_start=self.start, emag_delta=self.delta, emag_stop=self.stop)
         if self.delta < 0:
@@ -56,7 +83,7 @@ class EmagWindows:
         Source:
             The released code of arXiv:2512.17303, including Python's rounding of halves to even.
         """
-        start, delta, stop = (window_index(x, steps) for x in (self.start, self.delta, self.stop))
+        start, delta, stop = (self._left(x, steps) for x in (self.start, self.delta, self.stop))
 
         def phase(remaining: int) -> Phase:
             if not stop <= remaining <= start:
@@ -64,6 +91,11 @@ class EmagWindows:
             return Phase.GUIDE if remaining <= start - delta else Phase.TRACK
 
         return tuple(phase(steps - 1 - index) for index in range(steps))
+
+    def _left(self, position: int, steps: int) -> int:
+        if self.unit == Unit.STEPS:
+            return max(0, min(steps - 1, position))
+        return window_index(position, steps)
 
 
 def window_index(position: float, steps: int) -> int:
@@ -86,6 +118,8 @@ class PlannedStep:
     """The first accumulation: there is no older average to differ from, so Delta is 0."""
     strength: float
     """lambda of the blocks that are perturbed; 0 outside the perturb window."""
+    blur_sigma: float
+    """Of the negative ``blur-query``, in image tokens."""
     choice: Choice
     """Which blocks those are, where it is known before the run."""
     a: float
@@ -155,7 +189,7 @@ def make_plan(
     schedule: Schedule,
     guidance: Guidance,
     windows: EmagWindows | None = None,
-    choose: Choose = by_delta,
+    choose: Choose | None = None,
 ) -> Plan:
     """Lay out every step of a run.
 
@@ -164,14 +198,20 @@ def make_plan(
         schedule: Coefficients of the sampler.
         guidance: Without a perturbed prediction every step is plain.
         windows: When to average and perturb.
-        choose: Which blocks are perturbed.
+        choose: Which blocks are perturbed; None leaves it to the kind of negative: the lagged argmax of those
+            that average, all candidates of the others.
     """
     windows = windows or EmagWindows()
     phases = windows.phases(schedule.steps) if guidance.rule.perturbed else (Phase.PLAIN,) * schedule.steps
+    averages = contract.kind.averages is not None
+    if choose is None:
+        choose = by_delta if averages else always(contract.blocks, contract.blocks)
+    if not averages:
+        phases = tuple(Phase.PLAIN if phase == Phase.TRACK else phase for phase in phases)
     variance = schedule.log_variance or (None,) * schedule.steps
     steps, started = [], False
     for index, phase in enumerate(phases):
-        tracking = phase != Phase.PLAIN
+        tracking = averages and phase != Phase.PLAIN
         steps.append(
             PlannedStep(
                 index=index,
@@ -181,6 +221,7 @@ def make_plan(
                 ema_step=0.0 if not tracking else 1 - windows.beta if started else 1.0,
                 starts_average=tracking and not started,
                 strength=windows.strength if phase == Phase.GUIDE else 0.0,
+                blur_sigma=windows.blur_sigma,
                 choice=choose(index),
                 a=schedule.a[index],
                 b=schedule.b[index],

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from emag_export.errors import InputError
 
-__all__ = ["Choice", "Choose", "always", "block_mask", "by_delta", "lagged_argmax", "scheduled"]
+__all__ = [
+    "Choice",
+    "Choose",
+    "always",
+    "at_random",
+    "block_mask",
+    "by_delta",
+    "lagged_argmax",
+    "scheduled",
+]
 
 Choice = tuple[float, ...] | None
 """What is known before the run: 1 for every candidate block to perturb, else 0. None: chosen by Delta."""
@@ -63,6 +72,34 @@ def always(blocks: Sequence[int], candidates: Sequence[int]) -> Choose:
         )
     row = tuple(float(candidate in blocks) for candidate in candidates)
     return lambda index: row
+
+
+def at_random(count: int, candidates: Sequence[int], steps: int, seed: int = 0) -> Choose:
+    """Other blocks in every step, drawn before the run: the same for every picture of a seed.
+
+    Args:
+        count: Blocks per step.
+        candidates: Candidate blocks of the graph.
+        steps: Of the run.
+        seed: Of the draw.
+
+    Raises:
+        InputError: If there are fewer candidates.
+
+    Source:
+        S²-Guidance, arXiv:2508.12880, algorithm 1: blocks are dropped at random, anew in every step.
+    """
+    if not 1 <= count <= len(candidates):
+        raise InputError(
+            f"`random_blocks` is {count}; this bundle has {len(candidates)} candidate blocks: give 1 to "
+            f"{len(candidates)}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    masks = []
+    for _ in range(steps):
+        drawn = torch.randperm(len(candidates), generator=generator)[:count].tolist()
+        masks.append([float(position in drawn) for position in range(len(candidates))])
+    return scheduled(masks)
 
 
 def scheduled(masks: Sequence[Sequence[float]]) -> Choose:

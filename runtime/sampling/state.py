@@ -32,7 +32,8 @@ class RunState:
     latents: Float[Tensor, "images channels *sides"]
     """x, float32."""
     average: Float[Tensor, "images layers *state"]
-    """E of every candidate block, in the precision of ``contract.state_dtype``."""
+    """E of every candidate block, in the precision of ``contract.state_dtype``; empty for kinds of negatives
+    that keep nothing."""
     spare: Float[Tensor, "images layers *state"]
     """Where the next step writes E."""
     delta: Float[Tensor, "images layers"]

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emag_export.contract import DenoiserContract, Renorm, Variant
+from emag_export.contract import DenoiserContract
 from emag_export.engines.protocol import Engine
+from emag_export.kinds import Renorm, Variant
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.cads import CadsConfig, cads, cads_gamma
 from emag_export.runtime.guidance.rules import Guidance

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from emag_export.contract import GraphSpec, TensorSpec
+from emag_export.contract import BLUR_INPUTS, GraphSpec, TensorSpec
 from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.shapes import Sizes, evaluate
 
@@ -46,5 +46,11 @@ def _values(tensor: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Ten
     return torch.randn(shape, generator=generator).to(TORCH_DTYPES[tensor.dtype])
 
 
-_UNIFORM: Mapping[str, float] = {"timestep": 1000.0, "ema_step": 1.0, "layer_mask": 1.0, "ema_state": 0.02}
+_UNIFORM: Mapping[str, float] = {
+    "timestep": 1000.0,
+    "ema_step": 1.0,
+    "layer_mask": 1.0,
+    "ema_state": 0.02,
+    **dict.fromkeys(BLUR_INPUTS, 0.2),
+}
 """Inputs that are no normal variables, and the top of their range."""

@@ -1,4 +1,4 @@
-"""The fork: one module, one call, the numbers of the released two-pass algorithm, for every family and kind.
+"""The fork: one module, one call, the numbers of two full passes, for every family and kind of negative.
 
 Below the first candidate block the perturbed row *is* the conditional row, outside the perturb
 window the perturbed prediction *is* the conditional one, and the unconditional half of a perturbed
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emag_export.contract import DenoiserContract
-from emag_export.exporter.graph.kinds import ATTEND, Attended, Tracking
+from emag_export.contract import BLUR_INPUTS, DenoiserContract
+from emag_export.exporter.graph.kinds import ATTEND, PASS
+from emag_export.exporter.graph.tracking import Attended, Tracking
 from emag_export.families import family_of
 from emag_export.families.protocol import Blocks, Flow, Heads, plain
 
@@ -23,14 +24,16 @@ __all__ = ["Forked", "fork"]
 
 
 class Forked(nn.Module):
-    """A denoiser with the state of EMAG as arguments and results; weights are shared with ``model``.
+    """A denoiser that perturbs some rows; the state of EMAG is an argument and a result.
+
+    Weights are shared with ``model``.
 
     ``forward`` takes the inputs of ``contract.graph`` by name and returns its outputs in order.
 
     Args:
         model: Owns the weights. It is used, not copied, and not changed.
         blocks: The model, cut by its family.
-        contract: Which blocks are candidates and what is averaged.
+        contract: Which blocks are candidates and what is done in them.
     """
 
     def __init__(self, model: nn.Module, blocks: Blocks, contract: DenoiserContract) -> None:
@@ -38,7 +41,9 @@ class Forked(nn.Module):
         self.model = model
         self.contract = contract
         self._blocks = blocks
-        self._attend = ATTEND[contract.variant]  # now: torch.compile traces no look-up of an enumeration
+        # Now: torch.compile traces no look-up of an enumeration.
+        self._attend, self._pass = ATTEND.get(contract.variant), PASS.get(contract.variant)
+        self._averages, self._blurs = contract.kind.averages is not None, contract.kind.blurs
         self._constants = tuple(blocks.constants)
         for name, table in blocks.constants.items():
             self.register_buffer(name, table, persistent=False)
@@ -72,27 +77,38 @@ class Forked(nn.Module):
                 flow = blocks.block(index, flow, plain)
 
         prediction = blocks.head(flow)
+        if not self._averages:
+            return (prediction,)
         parts = [part for attended in found for part in attended.average]
         state = torch.cat(parts, dim=1).unflatten(1, (len(contract.blocks), contract.heads))
-        return prediction, state, torch.stack([attended.delta for attended in found], dim=1)
+        deltas = [attended.delta for attended in found if attended.delta is not None]
+        return prediction, state, torch.stack(deltas, dim=1)
 
     def _candidate(
         self, index: int, flow: Flow, inputs: Mapping[str, Tensor], rows: Tensor, found: list[Attended]
     ) -> Flow:
         """One candidate block; what its attention found is appended to ``found``."""
-        layer = self.contract.blocks.index(index)
+        layer, blocks = self.contract.blocks.index(index), self._blocks
         tracking = Tracking(
             rows=rows,
-            average=inputs["ema_state"][:, layer],
-            step=inputs["ema_step"],
             strength=inputs["layer_mask"][:, layer],
+            average=inputs["ema_state"][:, layer] if self._averages else None,
+            step=inputs["ema_step"] if self._averages else None,
+            blur=tuple(inputs[name] for name in BLUR_INPUTS) if self._blurs else (),
+            renorm=self.contract.renorm,
         )
 
         def attend(heads: Heads) -> Tensor:
-            found.append(self._attend(heads, tracking, self.contract.renorm))
+            assert self._attend is not None, "only kinds that change attention get here"
+            found.append(self._attend(heads, tracking))
             return found[-1].hidden
 
-        return self._blocks.block(index, flow, attend)
+        after = blocks.block(index, flow, plain if self._attend is None else attend)
+        if self._pass is None:
+            return after
+        return after.with_rows(
+            **{name: self._pass(flow[name], after[name], tracking) for name in blocks.streams}
+        )
 
 
 def fork(model: Any, contract: DenoiserContract) -> Forked:

@@ -26,6 +26,7 @@ class Sd3Blocks:
     def __init__(self, model: SD3Transformer2DModel) -> None:
         self._model: Any = model
         self.num_blocks: int = model.config.num_layers
+        self.streams = ("image", "text")
         self.constants: Mapping[str, Tensor] = {"frequencies": _frequencies(model)}
         self._patch: int = model.config.patch_size
 

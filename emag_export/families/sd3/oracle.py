@@ -6,7 +6,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["attention_blocks", "image_tokens", "predict"]
+__all__ = ["STREAMS", "attention_blocks", "image_tokens", "predict"]
+
+STREAMS = ("encoder_hidden_states", "hidden_states")
+"""Parameters of a block that it returns changed, in the order in which it returns them."""
 
 
 def predict(
