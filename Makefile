@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test serving soak gpu gpu-dry full-size lint typecheck format bench bench-serving tables
+.PHONY: help demo check test rehearsal serving soak gpu gpu-dry full-size lint typecheck format bench bench-serving tables
 .PHONY: accuracy clean distclean
 
 help:  ## Show the targets
@@ -21,14 +21,18 @@ demo: $(STAMP)  ## Export the bundled tiny model and draw pictures with it into 
 	$(BIN)/python -m emag_export.cli.main demo --output out/demo
 
 OUTSIDE := browser or ray or triton
+SEPARATE := $(OUTSIDE) or rehearsal
 # A file's tests stay together, as they share what is slow to make; files in the order that tests/conftest.py says.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 check: lint  ## Lint and the fast tests: what to run while you work
-	$(BIN)/python -m pytest $(PARALLEL) -m "not exports and not slow and not gpu and not ($(OUTSIDE))"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not exports and not slow and not gpu and not ($(SEPARATE))"
 
-test: lint  ## Lint, then run every test but those of make serving
-	$(BIN)/python -m pytest $(PARALLEL) -m "not ($(OUTSIDE))"
+test: lint  ## Lint, then run every test but those of make serving and make rehearsal
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ($(SEPARATE))"
+
+rehearsal: $(STAMP)  ## The GPU measurements in small on the CPU, and more engines compiled (ten minutes)
+	$(BIN)/python -m pytest -m rehearsal -rs
 
 serving: $(STAMP)  ## What needs Chromium, Ray or Triton beside us (installs the latter two; a quarter of an hour)
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[ray]"
