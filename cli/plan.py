@@ -28,6 +28,7 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
         print_json(
             {
                 "guidance": plan.guidance.name,
+                "modifiers": list(plan.guidance.modifiers),
                 "variant": str(contract.variant),
                 "blocks": list(contract.blocks),
                 "num_blocks": contract.num_blocks,
@@ -41,8 +42,8 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
                         "sigma": step.sigma,
                         "timestep": step.timestep,
                         "ema_step": step.ema_step,
-                        "trunk_rows": plan.rows(step.phase)[0],
-                        "branch_rows": plan.rows(step.phase)[1],
+                        "trunk_rows": step.rows[0],
+                        "branch_rows": step.rows[1],
                     }
                     for step in plan.steps
                 ],
@@ -51,7 +52,7 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
         return
     grid = table(">step", ">sigma", "phase", ">a", ">trunk rows", ">branch rows", title="Per image")
     for step in plan.steps:
-        trunk, branch = plan.rows(step.phase)
+        trunk, branch = step.rows
         grid.add_row(
             str(step.index),
             f"{step.sigma:.4f}",
@@ -61,6 +62,10 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
             str(branch),
         )
     out.print(grid)
+    if plan.guidance.modifiers:
+        modifiers, steps = "; ".join(plan.guidance.modifiers), plan.steps
+        guided = sum(step.rule.uncond for step in steps)
+        out.print(f"{modifiers}: an unconditional row in {guided} of {len(steps)} steps", markup=False)
     out.print(
         f"{plan.guidance.name}, {contract.variant}, candidate blocks {', '.join(map(str, contract.blocks))} "
         f"of {contract.num_blocks}"

@@ -10,7 +10,7 @@ from emag_export.engines.protocol import Engine
 from emag_export.runtime.guidance.clean import Clean
 from emag_export.runtime.guidance.rules import Predictions, Rows
 from emag_export.runtime.sampling.call import calls_of, place_calls
-from emag_export.runtime.sampling.conditioning import Conditioning
+from emag_export.runtime.sampling.conditioning import Conditioning, Trunk
 from emag_export.runtime.sampling.plan import Plan, PlannedStep
 from emag_export.runtime.sampling.state import RunState
 from emag_export.runtime.step import step
@@ -78,11 +78,14 @@ def denoise(
         One :class:`DenoiseStep` per step; the last one holds the finished latents.
     """
     calls = place_calls(calls_of(plan, run.images), plan.contract, run.latents.device)
-    trunk_of, trunk = conditioning, conditioning.trunk(calls[0].rows)
+    trunk_of: tuple[Conditioning, bool] | None = None
+    trunk: Trunk = {}
     for planned, call in zip(plan.steps, calls, strict=True):
         given = conditioning if anneal is None else anneal(planned.index, conditioning)
-        if given is not trunk_of:
-            trunk_of, trunk = given, given.trunk(call.rows)
+        # All images go through the same step, so that either all have an unconditional row or none.
+        uncond = call.rows.uncond_images is not None
+        if trunk_of is None or given is not trunk_of[0] or uncond != trunk_of[1]:
+            trunk_of, trunk = (given, uncond), given.trunk(call.rows)
         z = noise(planned.index) if noise is not None and call.noise is not None else None
         before = run.latents
         run, result = step(engine, call, run, trunk, noise=z)

@@ -62,7 +62,7 @@ def prepare(
     plan = plan_request(bundle, first)
     encoded = encode([request.prompt for request in requests])
     negative = None
-    if first.guidance.rule.uncond:
+    if any(step.rule.uncond for step in plan.steps):
         negative = encode([request.negative_prompt for request in requests])
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     contract = plan.contract

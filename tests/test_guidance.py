@@ -132,6 +132,7 @@ def per_image(guidances: list[Guidance], clean: list[Clean]) -> Terms:
     return Terms(
         scale=wide([guidance.scale for guidance in guidances]),
         emag_scale=wide([guidance.emag_scale for guidance in guidances]),
+        rescale=wide([guidance.rescale for guidance in guidances]),
         apg=ApgTerms(**{name: wide([getattr(s, name) for s in settings]) for name in asdict(settings[0])}),
         clean=Clean(**{name: wide([getattr(c, name) for c in clean]) for name in asdict(clean[0])}),
     )

@@ -111,7 +111,7 @@ def test_cost_counts_the_rows_of_every_step(windows: EmagWindows, steps: int, gu
     made = plan(steps, guidance, windows)
     counted = 0
     for step in made.steps:
-        trunk, branch = made.rows(step.phase)
+        trunk, branch = step.rows
         counted += trunk * SD3.fork + branch * (SD3.num_blocks - SD3.fork)
     assert made.cost.planned == counted
 

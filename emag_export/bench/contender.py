@@ -50,10 +50,14 @@ class Contender:
     def row_blocks(self, steps: int | None = None) -> int:
         """What a run of so many steps costs for one image: blocks run for one row each."""
         phases, contract = self.phases(steps), self.plan.contract
+        rules = [self.plan.guidance.rule_at(index, len(phases)) for index in range(len(phases))]
         if not self.repeats_model:
-            return cost_of(contract, phases, self.plan.guidance.rule).planned
-        passes = sum(1 + (phase != Phase.PLAIN) for phase in phases)
-        return passes * self.plan.rows(Phase.PLAIN)[1] * contract.num_blocks
+            return cost_of(contract, phases, rules).planned
+        rows = [
+            (1 + rule.uncond) * (1 + (phase != Phase.PLAIN))
+            for phase, rule in zip(phases, rules, strict=True)
+        ]
+        return sum(rows) * contract.num_blocks
 
 
 def forked(engine: Engine, prepared: Prepared) -> Contender:

@@ -185,6 +185,7 @@ def _settings(engine: Engine, plan: Plan, noise: Rows) -> Mapping[str, str]:
         "candidate blocks": ", ".join(map(str, contract.blocks)),
         "precision": f"{contract.precision}, averages {contract.state_dtype}",
         "guidance": f"{guidance.name}: {guidance.rule.summary}",
+        "modifiers": "; ".join(guidance.modifiers) or "none",
         "scales": f"w = {guidance.scale:g}, s = {guidance.emag_scale:g}",
         "windows": f"start {windows.start}, delta {windows.delta}, stop {windows.stop} of 250; "
         f"beta {windows.beta:g}, lambda {windows.strength:g}",

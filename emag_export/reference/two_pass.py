@@ -117,7 +117,7 @@ def two_pass_denoise(
             if step.phase == Phase.GUIDE:
                 predictions = replace(predictions, perturbed=perturbed)
         terms = Terms.of(plan.guidance, Clean.of(step.p, step.q))
-        guided, momentum = combine(plan.guidance.rule, terms, predictions, latents, momentum)
+        guided, momentum = combine(step.rule, terms, predictions, latents, momentum)
         latents = step.a * latents + step.b * guided
         if step.log_variance is not None:
             assert noise is not None, "a plan of a sampler that adds noise comes with it"
@@ -157,9 +157,12 @@ def _oracle(plan: Plan) -> Any:
 def _pass(
     model: Any, plan: Plan, step: PlannedStep, latents: Rows, conditioning: Conditioning
 ) -> tuple[Predictions, Rows | None]:
-    """One pass of the whole model over rows ``[u…, c…]``, and the variance it predicts; watched or not."""
+    """One pass of the whole model over rows ``[u…, c…]``, and the variance it predicts; watched or not.
+
+    Over ``[c…]`` alone where the step needs no unconditional prediction.
+    """
     given, negative = conditioning.given, conditioning.negative
-    uncond = plan.guidance.rule.uncond
+    uncond = step.rule.uncond
     if uncond:
         if negative is None:
             raise InputError("this guidance needs an unconditional prediction: give a negative conditioning")

@@ -1,18 +1,23 @@
 """Guidance: how the predictions of one step become one velocity. Pure functions and one table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Self
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from emag_export.errors import InputError
-from emag_export.runtime.checks import require_finite
+from emag_export.runtime.checks import require_finite, require_range
 from emag_export.runtime.guidance.apg import ApgConfig, ApgTerms, apg
 from emag_export.runtime.guidance.cads import CadsConfig
 from emag_export.runtime.guidance.clean import Clean, Number
+from emag_export.runtime.guidance.interval import WHOLE_RUN, in_interval, require_interval
+from emag_export.runtime.guidance.rescale import rescale
+from emag_export.runtime.guidance.tangential import tangential
+from emag_export.runtime.guidance.zero_star import optimised_scale
 
 __all__ = ["GUIDANCES", "Guidance", "GuidanceRule", "Predictions", "Rows", "Terms", "cfg", "combine", "emag"]
 
@@ -49,12 +54,22 @@ def emag(cond: Rows, perturbed: Rows, scale: Number) -> Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceRule:
-    """Which predictions a guidance needs and what is done with them."""
+    """Which predictions a guidance needs and what is done with them, in a run or in one step of it."""
 
     uncond: bool = True
     perturbed: bool = False
     apg: bool = False
     cads: bool = False
+    tangential: bool = False
+    """TCFG: the unconditional prediction is damped first."""
+    zero_star: bool = False
+    """CFG-Zero*: the unconditional prediction is then scaled to fit the conditional one."""
+    rescaled: bool = False
+    """The result is brought back to the spread of the conditional prediction."""
+    zeroed: bool = False
+    """The first steps of CFG-Zero*: the result is 0."""
+    channels: int | None = None
+    """All this holds for the first so many channels; the others are the conditional prediction's."""
     summary: str
 
 
@@ -82,16 +97,68 @@ class Guidance:
     """s, of EMAG."""
     apg: ApgConfig = field(default_factory=ApgConfig)
     cads: CadsConfig = field(default_factory=CadsConfig)
+    interval: tuple[float, float] = WHOLE_RUN
+    """Where w of CFG or APG counts, low and high: fractions of the run, 0 the first step and 1 the last.
+    Elsewhere w is 1 and no unconditional row is sent; see :mod:`emag_export.runtime.guidance.interval`."""
+    rescale: float = 0.0
+    """phi of rescaled CFG: 0 is none, 1 keeps the spread of the conditional prediction."""
+    zero_star: bool = False
+    """CFG-Zero*."""
+    zero_init: int = 1
+    """K: with CFG-Zero*, the prediction of the first so many steps is replaced by 0."""
+    tangential: bool = False
+    """TCFG."""
+    guided_channels: int | None = None
+    """Guide the first so many channels of the prediction and take the others from the conditional one, as the
+    released DiT does with 3 of 4; None guides all."""
 
     def __post_init__(self) -> None:
         if self.name not in GUIDANCES:
             raise InputError(f"there is no `guidance` {self.name!r}; choose from {', '.join(GUIDANCES)}")
         require_finite(guidance_scale=self.scale, emag_scale=self.emag_scale)
+        require_interval(self.interval)
+        require_range(0.0, 1.0, cfg_rescale=self.rescale)
+        if self.zero_init < 0:
+            raise InputError(f"`cfg_zero_init` is {self.zero_init}; give a number of steps, 0 or more")
+        if self.guided_channels is not None and self.guided_channels < 1:
+            raise InputError(
+                f"`guided_channels` is {self.guided_channels}; give 1 or more, or leave it out for all"
+            )
 
     @property
     def rule(self) -> GuidanceRule:
-        """The row of the table."""
-        return GUIDANCES[self.name]
+        """The row of the table, with what this guidance adds to it."""
+        return replace(
+            GUIDANCES[self.name],
+            tangential=self.tangential,
+            zero_star=self.zero_star,
+            rescaled=self.rescale > 0,
+            channels=self.guided_channels,
+        )
+
+    @property
+    def modifiers(self) -> tuple[str, ...]:
+        """What is added to the row of the table, for people."""
+        low, high = self.interval
+        given = {
+            f"interval {low:g} to {high:g}": self.interval != WHOLE_RUN,
+            "TCFG": self.tangential,
+            f"CFG-Zero*, {self.zero_init} zero steps": self.zero_star,
+            f"rescale {self.rescale:g}": self.rescale > 0,
+            f"first {self.guided_channels} channels": self.guided_channels is not None,
+        }
+        return tuple(name for name, is_given in given.items() if is_given)
+
+    def rule_at(self, index: int, steps: int) -> GuidanceRule:
+        """The rule of one step; it asks for no unconditional prediction where that would not be used.
+
+        Args:
+            index: Of the step, from 0.
+            steps: Of the run.
+        """
+        rule, zeroed = self.rule, self.zero_star and index < self.zero_init
+        guided = in_interval(index, steps, self.interval) and not zeroed
+        return replace(rule, uncond=rule.uncond and guided, zeroed=zeroed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +179,15 @@ class Predictions:
             perturbed=cond if self.perturbed is self.cond else self.perturbed.index_select(0, images),
         )
 
+    def first(self, channels: int) -> "Predictions":
+        """Their first so many channels."""
+        cond = self.cond[:, :channels]
+        return Predictions(
+            uncond=None if self.uncond is None else self.uncond[:, :channels],
+            cond=cond,
+            perturbed=cond if self.perturbed is self.cond else self.perturbed[:, :channels],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -119,13 +195,21 @@ class Terms:
 
     scale: Number
     emag_scale: Number
+    rescale: Number
+    """phi."""
     apg: ApgTerms
     clean: Clean
 
     @classmethod
     def of(cls, guidance: Guidance, clean: Clean) -> Self:
         """The same for all images."""
-        return cls(scale=guidance.scale, emag_scale=guidance.emag_scale, apg=guidance.apg.terms, clean=clean)
+        return cls(
+            scale=guidance.scale,
+            emag_scale=guidance.emag_scale,
+            rescale=guidance.rescale,
+            apg=guidance.apg.terms,
+            clean=clean,
+        )
 
 
 def combine(
@@ -138,13 +222,34 @@ def combine(
         terms: With which numbers.
         predictions: Of this step.
         latents: x of this step; only APG looks at it.
-        momentum: Result of the previous step, zeros at the first.
+        momentum: Result of the previous step, zeros at the first. Without an unconditional prediction, and
+            in channels that are not guided, it stays as it is.
     """
+    channels = rule.channels
+    if channels is None or channels >= latents.shape[1]:
+        return _combined(rule, terms, predictions, latents, momentum)
+    guided, moved = _combined(
+        rule, terms, predictions.first(channels), latents[:, :channels], momentum[:, :channels]
+    )
+    whole = torch.cat([guided, predictions.cond[:, channels:]], dim=1)
+    return whole, torch.cat([moved, momentum[:, channels:]], dim=1)
+
+
+def _combined(
+    rule: GuidanceRule, terms: Terms, predictions: Predictions, latents: Rows, momentum: Rows
+) -> tuple[Rows, Rows]:
+    """The same, all channels being guided. The order of what is added to a rule is that of its fields."""
     uncond, cond = predictions.uncond, predictions.cond
-    if rule.perturbed:
-        cond = emag(cond, predictions.perturbed, terms.emag_scale)
-    if uncond is None or not rule.uncond:
-        return cond, momentum
-    if not rule.apg:
-        return cfg(uncond, cond, terms.scale), momentum
-    return apg(latents, cond, uncond, momentum, terms.clean, terms.apg)
+    guided = emag(cond, predictions.perturbed, terms.emag_scale) if rule.perturbed else cond
+    if uncond is not None and rule.uncond:
+        if rule.tangential:
+            uncond = tangential(cond, uncond)
+        if rule.zero_star:
+            uncond = optimised_scale(cond, uncond) * uncond
+        if rule.apg:
+            guided, momentum = apg(latents, guided, uncond, momentum, terms.clean, terms.apg)
+        else:
+            guided = cfg(uncond, guided, terms.scale)
+    if rule.rescaled:
+        guided = rescale(guided, cond, terms.rescale)
+    return torch.zeros_like(guided) if rule.zeroed else guided, momentum

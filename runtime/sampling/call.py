@@ -29,7 +29,7 @@ class ImageStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Images of a call that share a rule of guidance."""
+    """Images of a call with whose predictions the same is done."""
 
     rule: GuidanceRule
     images: Int[Tensor, " grouped"] | None
@@ -96,7 +96,7 @@ def place_calls(
 
 _COLUMNS = (
     *("timestep", "ema_step", "by_delta", "measures", "a", "b", "p", "q", "divisor"),
-    *("noise", "low", "high", "scale", "emag_scale"),
+    *("noise", "low", "high", "scale", "emag_scale", "rescale"),
     *("apg_gain", "apg_eta", "apg_norm_threshold", "apg_momentum"),
 )
 """Numbers of an image in a call; one column per candidate block follows, with lambda of blocks that are
@@ -110,7 +110,8 @@ def _numbers(image: ImageStep, none: tuple[float, ...]) -> list[float]:
     return [
         *(step.timestep, step.ema_step, 0.0 if chosen else step.strength, float(_measures(step))),
         *(step.a, step.b, step.p, step.q, Clean.divisor_of(step.q)),
-        *(float(step.log_variance is not None), low, high, guidance.scale, guidance.emag_scale),
+        *(float(step.log_variance is not None), low, high),
+        *(guidance.scale, guidance.emag_scale, guidance.rescale),
         *(float(x) for x in (apg.gain, apg.eta, apg.norm_threshold, apg.momentum)),
         *(step.strength * x for x in (none if step.choice is None else step.choice)),
     ]
@@ -125,7 +126,7 @@ def _placed(images: Sequence[ImageStep], table: Float[Tensor, "images columns"],
     steps = [image.step for image in images]
     rows = place_rows(
         tuple(step.phase for step in steps),
-        tuple(image.guidance.rule.uncond for image in images),
+        tuple(step.rule.uncond for step in steps),
         table.device,
     )
     wide = partial(torch.Tensor.reshape, shape=(-1, *[1] * axes))
@@ -151,17 +152,17 @@ def _placed(images: Sequence[ImageStep], table: Float[Tensor, "images columns"],
 
 def _groups(images: Sequence[ImageStep], column: dict[str, Tensor]) -> list[Group]:
     """Images by rule; the numbers of each group as tensors."""
-    by_rule: dict[str, list[int]] = {}
+    by_rule: dict[GuidanceRule, list[int]] = {}
     for position, image in enumerate(images):
-        by_rule.setdefault(image.guidance.name, []).append(position)
+        by_rule.setdefault(image.step.rule, []).append(position)
     groups = []
-    for members in by_rule.values():
+    for rule, members in by_rule.items():
         index: Tensor | None = None
         numbers = column
         if len(by_rule) > 1:
             index = to_device(torch.tensor(members), column["a"].device)
             numbers = {name: values.index_select(0, index) for name, values in column.items()}
-        groups.append(Group(rule=images[members[0]].guidance.rule, images=index, terms=_terms(numbers)))
+        groups.append(Group(rule=rule, images=index, terms=_terms(numbers)))
     return groups
 
 
@@ -169,6 +170,7 @@ def _terms(numbers: dict[str, Tensor]) -> Terms:
     return Terms(
         scale=numbers["scale"],
         emag_scale=numbers["emag_scale"],
+        rescale=numbers["rescale"],
         apg=ApgTerms(
             gain=numbers["apg_gain"],
             eta=numbers["apg_eta"],

@@ -109,6 +109,8 @@ class PlannedStep:
 
     index: int
     phase: Phase
+    rule: GuidanceRule
+    """What is done with the predictions of this step; it asks only for those that are used."""
     timestep: float
     sigma: float
     """Noise level before the step, for people."""
@@ -131,6 +133,12 @@ class PlannedStep:
     log_variance: tuple[float, float] | None
     """Bounds of the log of the variance of the noise that is added; None where none is."""
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Trunk rows and branch rows that one image sends in this step."""
+        trunk = 1 + self.rule.uncond
+        return trunk, trunk + (self.phase == Phase.GUIDE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -138,6 +146,7 @@ class Cost:
 
     planned: int
     cfg: int
+    """Classifier-free guidance in every step."""
     two_pass: int
     """The released algorithm: the same rows again in a second pass at every step."""
 
@@ -161,27 +170,51 @@ class Plan:
     windows: EmagWindows
     steps: tuple[PlannedStep, ...]
 
-    def rows(self, phase: Phase) -> tuple[int, int]:
-        """Trunk rows and branch rows that one image sends in ``phase``."""
-        trunk = 1 + self.guidance.rule.uncond
-        return trunk, trunk + (phase == Phase.GUIDE)
-
     @property
     def cost(self) -> Cost:
         """Row-blocks of this run."""
-        return cost_of(self.contract, [step.phase for step in self.steps], self.guidance.rule)
+        phases, rules = [step.phase for step in self.steps], [step.rule for step in self.steps]
+        return cost_of(self.contract, phases, rules)
 
 
-def cost_of(contract: DenoiserContract, phases: Sequence[Phase], rule: GuidanceRule) -> Cost:
-    """Row-blocks for one image, next to plain CFG and to two full passes per step."""
-    rows, blocks = 1 + rule.uncond, contract.num_blocks
+def cost_of(
+    contract: DenoiserContract, phases: Sequence[Phase], rules: GuidanceRule | Sequence[GuidanceRule]
+) -> Cost:
+    """Row-blocks for one image, next to plain CFG and to two full passes per step.
+
+    Args:
+        contract: Of the graph.
+        phases: One per step.
+        rules: One for all steps, or one per step.
+    """
+    blocks, steps = contract.num_blocks, len(phases)
+    of_steps = [rules] * steps if isinstance(rules, GuidanceRule) else rules
+    whole = [(1 + rule.uncond) * blocks for rule in of_steps]
     forked = sum(phase == Phase.GUIDE for phase in phases) * (blocks - contract.fork)
-    passes = 1 + rule.perturbed
     return Cost(
-        planned=len(phases) * rows * blocks + forked,
-        cfg=len(phases) * 2 * blocks,
-        two_pass=len(phases) * rows * blocks * passes,
+        planned=sum(whole) + forked,
+        cfg=steps * 2 * blocks,
+        two_pass=sum(one * (1 + rule.perturbed) for one, rule in zip(whole, of_steps, strict=True)),
     )
+
+
+def _require_fit(guidance: Guidance, contract: DenoiserContract, steps: int) -> None:
+    """Refuse guidance that the model, or a run of so many steps, cannot have."""
+    if guidance.guided_channels is not None and guidance.guided_channels > contract.channels:
+        raise InputError(
+            f"`guided_channels` is {guidance.guided_channels}; the model has {contract.channels}: give fewer"
+        )
+    if not guidance.zero_star or guidance.zero_init == 0:
+        return
+    if contract.prediction != "velocity":
+        raise InputError(
+            f"`cfg_zero_init` is {guidance.zero_init}; this model predicts {contract.prediction}, and only a "
+            "velocity of 0 leaves latents as they are: give 0"
+        )
+    if guidance.zero_init >= steps:
+        raise InputError(
+            f"`cfg_zero_init` is {guidance.zero_init} of {steps} steps, which would leave noise; give fewer"
+        )
 
 
 def make_plan(
@@ -200,7 +233,11 @@ def make_plan(
         windows: When to average and perturb.
         choose: Which blocks are perturbed; None leaves it to the kind of negative: the lagged argmax of those
             that average, all candidates of the others.
+
+    Raises:
+        InputError: If model or steps cannot have this guidance.
     """
+    _require_fit(guidance, contract, schedule.steps)
     windows = windows or EmagWindows()
     phases = windows.phases(schedule.steps) if guidance.rule.perturbed else (Phase.PLAIN,) * schedule.steps
     averages = contract.kind.averages is not None
@@ -216,6 +253,7 @@ def make_plan(
             PlannedStep(
                 index=index,
                 phase=phase,
+                rule=guidance.rule_at(index, schedule.steps),
                 timestep=schedule.timesteps[index],
                 sigma=schedule.sigmas[index],
                 ema_step=0.0 if not tracking else 1 - windows.beta if started else 1.0,
