@@ -1,8 +1,11 @@
 """What is known of a model besides its weights: where it comes from, and how it is sampled."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-__all__ = ["KnownModel", "SamplingDefaults"]
+from emag_export.kinds import Variant
+
+__all__ = ["KnownModel", "NegativeDefaults", "SamplingDefaults"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +22,47 @@ class SamplingDefaults:
     apg_norm_threshold: float = 7.5
     """In latent units over a whole picture, so it grows with the square root of the latents' size."""
     candidates: tuple[int, ...] = (6, 7, 8)
-    """Blocks that EMAG may perturb."""
+    """Blocks that may be perturbed."""
+    emag_start: int = 250
+    """Averaging begins, in ``emag_unit`` before the end of the run."""
+    emag_delta: int = 50
+    """Perturbation begins this much later."""
+    emag_stop: int = 50
+    """Both end."""
+    emag_unit: str = "250ths"
+    """Of the three: 250ths of the run, or steps."""
     max_sequence_length: int = 256
     """Tokens of the part of the text whose length can be chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativeDefaults:
+    """How a kind of negative is published for a model, where that is not EMAG's way."""
+
+    added_scale: float
+    """Of c - p, which such methods add to what CFG gives: u + w(c - u) + scale (c - p)."""
+    candidates: tuple[int, ...] | None = None
+    """Blocks that are perturbed; None takes the model's own candidates."""
+    start: int = 250
+    """Perturbation begins, in 250ths of the run before its end."""
+    stop: int = 0
+    """It ends."""
+
+    def amend(self, defaults: SamplingDefaults) -> SamplingDefaults:
+        """The model's defaults with this kind of negative.
+
+        Here the scale stands inside CFG: u + w(p + s(c - p) - u), which is u + w(c - u) + w(s - 1)(c - p).
+        """
+        scale = defaults.guidance_scale
+        return replace(
+            defaults,
+            candidates=defaults.candidates if self.candidates is None else self.candidates,
+            emag_scale=1 + self.added_scale / scale if scale > 0 else 1 + self.added_scale,
+            emag_start=self.start,
+            emag_delta=0,
+            emag_stop=self.stop,
+            emag_unit="250ths",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +78,5 @@ class KnownModel:
     precision: str = "float16"
     """Of a bundle, where no other is asked for."""
     defaults: SamplingDefaults
+    negatives: Mapping[Variant, NegativeDefaults] = field(default_factory=dict)
+    """Kinds of negatives that are published for this very model."""

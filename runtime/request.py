@@ -8,7 +8,7 @@ from emag_export.errors import InputError
 from emag_export.kinds import Variant
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.rules import Guidance
-from emag_export.runtime.sampling.plan import EmagWindows, Plan, make_plan
+from emag_export.runtime.sampling.plan import EmagWindows, Plan, Unit, make_plan
 from emag_export.runtime.sampling.schedule import schedule_of
 from emag_export.runtime.sampling.select import Choose, always, at_random
 from emag_export.shapes import Sizes, evaluate
@@ -95,5 +95,11 @@ def default_request(bundle: Bundle, prompt: str, variant: Variant | None = None)
             scale=defaults.guidance_scale,
             emag_scale=defaults.emag_scale,
             apg=ApgConfig(scale=defaults.apg_scale, norm_threshold=defaults.apg_norm_threshold),
+        ),
+        windows=EmagWindows(
+            start=defaults.emag_start,
+            delta=defaults.emag_delta,
+            stop=defaults.emag_stop,
+            unit=Unit(defaults.emag_unit),
         ),
     )

@@ -12,6 +12,7 @@ from emag_export.contract import DenoiserContract
 from emag_export.errors import ContractError, ModelError
 from emag_export.families.family import Config, Family
 from emag_export.families.sd3 import SD3
+from emag_export.kinds import Variant
 from emag_export.models import KnownModel, SamplingDefaults
 
 __all__ = [
@@ -75,7 +76,7 @@ def family_of_pipeline(class_name: str | None, where: str) -> Family:
 
 
 def sampling_defaults(
-    model: str, family: Family, config: Config, *, pixels_per_latent: int
+    model: str, family: Family, config: Config, variant: Variant, *, pixels_per_latent: int
 ) -> SamplingDefaults:
     """Defaults of a known model, or sensible ones: its own size, a quarter to a third of its depth.
 
@@ -83,10 +84,16 @@ def sampling_defaults(
         model: Name or path, as the user gave it.
         family: Of the model.
         config: Of the transformer.
+        variant: What the negative is; those that others published keep their scale and window.
         pixels_per_latent: Along a side.
     """
-    if model in KNOWN_MODELS:
-        return KNOWN_MODELS[model].defaults
+    known = KNOWN_MODELS.get(model)
+    defaults = _sizes_and_blocks(family, config, pixels_per_latent) if known is None else known.defaults
+    negatives = {**family.negatives, **(known.negatives if known is not None else {})}
+    return negatives[variant].amend(defaults) if variant in negatives else defaults
+
+
+def _sizes_and_blocks(family: Family, config: Config, pixels_per_latent: int) -> SamplingDefaults:
     shape = family.shape(config, "float32")
     side, blocks = shape.native_side * pixels_per_latent, shape.num_blocks
     return SamplingDefaults(height=side, width=side, candidates=tuple(range(blocks // 4, blocks // 3 + 1)))

@@ -19,7 +19,7 @@ from typing import Any
 
 from emag_export.contract import DenoiserContract, GraphSpec, TensorSpec
 from emag_export.kinds import Renorm, Variant
-from emag_export.models import KnownModel, SamplingDefaults
+from emag_export.models import KnownModel, NegativeDefaults, SamplingDefaults
 from emag_export.shapes import Dim, Sizes
 from emag_export.sizes import TextRange
 
@@ -135,6 +135,8 @@ class Family:
     """Attentions in one call of the denoiser."""
     models: Mapping[str, KnownModel]
     """Known by name."""
+    negatives: Mapping[Variant, NegativeDefaults]
+    """Kinds of negatives that are sampled otherwise than EMAG, for models that say nothing of their own."""
     configs: Mapping[str, Mapping[str, Config]]
     """Name to the configuration of every folder: what random weights are made for."""
     classes: Mapping[str, tuple[str, str]]

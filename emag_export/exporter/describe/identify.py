@@ -137,7 +137,9 @@ def finished_bundle(out: Path, key: str) -> Bundle | None:
 
 def _defaults(source: SourceModel, options: BuildOptions, pixels: int) -> SamplingDefaults:
     family, length = source.family, options.max_sequence_length
-    defaults = sampling_defaults(source.name, family, source.config("transformer"), pixels_per_latent=pixels)
+    defaults = sampling_defaults(
+        source.name, family, source.config("transformer"), options.variant, pixels_per_latent=pixels
+    )
     if length is None:
         return defaults
     if not 1 <= length <= family.longest_text:

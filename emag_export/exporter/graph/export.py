@@ -19,7 +19,7 @@ from emag_export.exporter.source.load import load_transformer, wrapped
 from emag_export.progress import Event, Progress
 from emag_export.shapes import Sizes
 
-__all__ = ["component_spec", "export_component"]
+__all__ = ["component_spec", "denoiser_sizes", "export_component"]
 
 
 def component_spec(plan: BuildPlan, name: str) -> GraphSpec:
@@ -77,13 +77,16 @@ def _load(plan: BuildPlan, name: str) -> tuple[nn.Module, tuple[Sizes, ...]]:
     contract = plan.contract
     if name == DENOISER:
         model = load_transformer(plan.source, contract.precision, plan.loras)
-        return fork(model, contract), _denoiser_sizes(contract)
+        return fork(model, contract), denoiser_sizes(contract)
     component = plan.source.family.component(name)
     return wrapped(plan.source, component, contract.precision), (component.example, *component.check)
 
 
-def _denoiser_sizes(contract: DenoiserContract) -> tuple[Sizes, ...]:
-    """Sizes never exceed what the model can take, and name only what its graph has."""
+def denoiser_sizes(contract: DenoiserContract) -> tuple[Sizes, ...]:
+    """Sizes to trace a denoiser at, the first ones, and to check it at.
+
+    They never exceed what the model can take, and name only what its graph has.
+    """
     return tuple(
         {name: min(sizes[name], contract.limits.get(name, sizes[name])) for name in contract.graph.symbols}
         for sizes in (DENOISER_EXAMPLE_SIZES, *DENOISER_CHECK_SIZES)

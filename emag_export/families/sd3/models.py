@@ -3,12 +3,37 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from emag_export.models import KnownModel, SamplingDefaults
+from emag_export.kinds import Variant
+from emag_export.models import KnownModel, NegativeDefaults, SamplingDefaults
 
-__all__ = ["MODELS"]
+__all__ = ["MODELS", "NEGATIVES"]
 
 _LARGE = (9, 10, 11, 12, 13)
 """Candidates of 38 blocks."""
+
+NEGATIVES: Mapping[Variant, NegativeDefaults] = MappingProxyType(
+    {
+        # diffusers' SD3 pipeline: skip_layer_guidance_scale, _start 0.01, _stop 0.2. It compares strictly;
+        # 245 and 203 are the same steps at 28, 40 and 50.
+        Variant.SKIP: NegativeDefaults(added_scale=2.8, start=245, stop=203),
+        # diffusers' StableDiffusion3PAGPipeline: pag_scale; its whole run.
+        Variant.IDENTITY: NegativeDefaults(added_scale=3.0),
+        # arXiv:2408.00760, section 5, and the default of diffusers' guider; its whole run, sigma infinite.
+        Variant.BLUR_QUERY: NegativeDefaults(added_scale=3.0),
+    }
+)
+"""Scales and windows; blocks are the model's own candidates."""
+
+_MEDIUM: Mapping[Variant, NegativeDefaults] = MappingProxyType(
+    {
+        # Stability AI's reference code of SD3.5-medium, and what diffusers' guiders recommend for it.
+        Variant.SKIP: NegativeDefaults(added_scale=2.8, candidates=(7, 8, 9), start=245, stop=203),
+        Variant.BLUR_QUERY: NegativeDefaults(added_scale=3.0, candidates=(7, 8, 9)),
+        # The example of diffusers' StableDiffusion3PAGPipeline; written for SD3-medium, as deep as this one.
+        Variant.IDENTITY: NegativeDefaults(added_scale=0.7, candidates=(13,)),
+    }
+)
+"""Of models with 24 blocks."""
 
 MODELS: Mapping[str, KnownModel] = MappingProxyType(
     {
@@ -35,6 +60,7 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
             gated=True,
             blocks=24,
             defaults=SamplingDefaults(height=1024, width=1024),
+            negatives=_MEDIUM,
         ),
         # Guidance and steps: the model cards. EMAG's blocks: a quarter to a third of the depth, as for sd3.
         "sd3.5-medium": KnownModel(
@@ -43,6 +69,7 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
             gated=True,
             blocks=24,
             defaults=SamplingDefaults(height=1024, width=1024, steps=40, guidance_scale=4.5),
+            negatives=_MEDIUM,
         ),
         "sd3.5-large": KnownModel(
             source="stabilityai/stable-diffusion-3.5-large",

@@ -1,0 +1,54 @@
+"""Recorded trajectories of other families and kinds of negatives, against all that computes them."""
+
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from emag_export.families import FAMILIES
+from emag_export.reference.two_pass import two_pass_denoise
+from tests.conftest import GOLDEN
+from tests.golden.__main__ import fork_of, load, replayed
+from tests.golden.family_case import FamilyCase
+
+FOLDER = GOLDEN / "families"
+CASES = sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem.partition("-")[0] in FAMILIES)
+
+
+def model_of(case: FamilyCase) -> Path:
+    name: str = case.meta["model"]
+    return GOLDEN / name if (GOLDEN / name).is_dir() else FOLDER / name
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> FamilyCase:
+    case = load(FOLDER / f"{request.param}.npz")
+    assert isinstance(case, FamilyCase)
+    return case
+
+
+# Tolerance: FamilyCase.tolerance, with the measurement behind it. Every replay also checks each chosen block.
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_an_engine_follows_the_recording(case: FamilyCase, backend: str) -> None:
+    assert replayed(case, fork_of(case, model_of(case)), backend).error <= case.tolerance
+
+
+def test_the_reference_follows_the_recording(case: FamilyCase) -> None:
+    """On the unmodified model; images whose blocks were drawn at random go one by one, each with its plan."""
+    family = FAMILIES[case.meta["family"]]
+    model = getattr(diffusers, family.transformer).from_pretrained(model_of(case)).eval()
+    contract = family.contract(model.config, variant=case.variant, blocks=case.blocks)
+    given, arrays = case.conditioning(), case.arrays
+    for image, plan in enumerate(case.plans(contract)):
+        alone = [image]
+        steps = two_pass_denoise(
+            model,
+            plan,
+            arrays["latents0"][alone],
+            given.select(alone),
+            noise=lambda index, alone=alone: arrays["noise"][index][alone],  # type: ignore[misc]
+        )
+        worst = max(
+            float((step.latents - arrays["latents"][step.plan.index][alone]).abs().max()) for step in steps
+        )
+        assert worst <= case.tolerance
