@@ -29,7 +29,7 @@ RENAMED = {
 }
 """Old spelling to new one."""
 
-_DEFAULTS = EmagWindows()
+_DEFAULTS, _GUIDANCE = EmagWindows(), Guidance()
 
 
 def sampling_options(function: Decorated) -> Decorated:
@@ -66,6 +66,45 @@ def sampling_options(function: Decorated) -> Decorated:
             "--emag-blocks",
             type=Blocks(),
             help="Perturb these candidates in every step instead of choosing one.",
+        ),
+    )(function)
+    function = group(
+        "Guidance",
+        option(
+            "--guidance-interval",
+            type=float,
+            nargs=2,
+            metavar="LOW HIGH",
+            help="Steer towards the prompt in this part of a run only, from 0, the first step, to 1, the "
+            f"last. Default {_GUIDANCE.interval[0]:g} {_GUIDANCE.interval[1]:g}.",
+        ),
+        option(
+            "--cfg-rescale",
+            type=float,
+            help="Keep the spread of the prediction given the prompt, 0 to 1 (phi of rescaled CFG). "
+            f"Default {_GUIDANCE.rescale:g}.",
+        ),
+        option(
+            "--cfg-zero-star/--no-cfg-zero-star",
+            default=None,
+            help="CFG-Zero*: scale the prediction without the prompt to fit the one with it, and begin with "
+            "a prediction of 0.",
+        ),
+        option(
+            "--cfg-zero-init",
+            type=int,
+            help=f"For so many steps, with --cfg-zero-star. Default {_GUIDANCE.zero_init}.",
+        ),
+        option(
+            "--tcfg/--no-tcfg",
+            default=None,
+            help="TCFG: drop of the prediction without the prompt what it does not share with the one with "
+            "it.",
+        ),
+        option(
+            "--guided-channels",
+            type=int,
+            help="Guide the first so many channels of the prediction only. Default: all.",
         ),
     )(function)
     return group(

@@ -16,6 +16,19 @@ class SamplingKeywords(TypedDict, total=False):
     """A name in :data:`~emag_export.runtime.guidance.rules.GUIDANCES`."""
     guidance_scale: float | None
     """w of CFG, or of APG."""
+    guidance_interval: tuple[float, float] | None
+    """Where w counts, low and high: fractions of the run, 0 the first step and 1 the last. Elsewhere there is
+    no unconditional prediction."""
+    cfg_rescale: float | None
+    """phi of rescaled CFG, 0 to 1."""
+    cfg_zero_star: bool | None
+    """CFG-Zero*: scale the unconditional prediction to fit, and begin with a prediction of 0."""
+    cfg_zero_init: int | None
+    """For so many steps, with CFG-Zero*."""
+    tcfg: bool | None
+    """Tangential damping: drop what the unconditional prediction does not share with the conditional one."""
+    guided_channels: int | None
+    """Guide the first so many channels only."""
     emag_scale: float | None
     """s of EMAG; 1 is no EMAG."""
     steps: int | None
@@ -41,6 +54,19 @@ class SamplingKeywords(TypedDict, total=False):
 
 SAMPLING_KEYWORDS = tuple(SamplingKeywords.__annotations__)
 
+_GUIDANCE = {
+    "name": "guidance",
+    "scale": "guidance_scale",
+    "emag_scale": "emag_scale",
+    "interval": "guidance_interval",
+    "rescale": "cfg_rescale",
+    "zero_star": "cfg_zero_star",
+    "zero_init": "cfg_zero_init",
+    "tangential": "tcfg",
+    "guided_channels": "guided_channels",
+}
+"""Field of :class:`~emag_export.runtime.guidance.rules.Guidance` to the keyword that sets it."""
+
 _WINDOWS = ("beta", "start", "delta", "stop", "strength")
 
 
@@ -61,9 +87,7 @@ def amended(request: GenerationRequest, keywords: SamplingKeywords) -> Generatio
     def taken(**names: str) -> dict[str, Any]:
         return {field: words[name] for field, name in names.items() if name in words}
 
-    guidance = replace(
-        request.guidance, **taken(name="guidance", scale="guidance_scale", emag_scale="emag_scale")
-    )
+    guidance = replace(request.guidance, **taken(**_GUIDANCE))
     guidance = replace(guidance, apg=replace(guidance.apg, **taken(scale="guidance_scale")))
     windows = replace(request.windows, **taken(**{name: f"emag_{name}" for name in _WINDOWS}))
     fields = ("steps", "height", "width", "seed", "negative_prompt")

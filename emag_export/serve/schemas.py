@@ -33,6 +33,25 @@ class EmagOptions(BaseModel):
     scale: float | None = Field(
         default=None, description="How far to steer away from the hard negative; 1 is none."
     )
+    guidance_interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="Steer towards the prompt in this part of a run only: low and high, from 0, the first "
+        "step, to 1, the last.",
+    )
+    cfg_rescale: float | None = Field(
+        default=None,
+        description="phi of rescaled CFG, 0 to 1: keep the spread of the conditional prediction.",
+    )
+    cfg_zero_star: bool | None = Field(
+        default=None, description="CFG-Zero*: scale the unconditional prediction, and begin with one of 0."
+    )
+    cfg_zero_init: int | None = Field(default=None, description="For so many steps, with cfg_zero_star.")
+    tcfg: bool | None = Field(
+        default=None, description="Tangential damping of the unconditional prediction (TCFG)."
+    )
+    guided_channels: int | None = Field(
+        default=None, description="Guide the first so many channels of the prediction only."
+    )
     beta: float | None = Field(default=None, description="Decay of the moving average per step.")
     start: int | None = Field(
         default=None, description="Where averaging begins, in 250ths of a run before its end."
