@@ -6,7 +6,7 @@ replaced. Nothing is measured here. A test renders them again and compares.
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, target
 from benchmarks.results import FOLDER, load_results
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import soak
+from emag_export.contract import DenoiserContract
 from emag_export.families import FAMILIES
 from emag_export.kinds import Variant
-from emag_export.runtime.guidance.rules import GUIDANCES
+from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, cost_of
 
 __all__ = ["DOCUMENTS", "TABLES", "render"]
@@ -63,18 +64,41 @@ def _golden() -> str:
     return _table(headers, rows)
 
 
-def _cost() -> str:
-    """Counted, not measured: from the plan of the default run."""
-    rows, family = [], FAMILIES["sd3"]
+def _counted() -> Iterator[tuple[str, DenoiserContract, int]]:
+    """Of the models whose cost is counted: a name for people, the contract, the steps of a default run."""
+    family = FAMILIES["sd3"]
     for name, shown in (("tiny-sd3", "tiny-sd3"), ("sd3", "SD3-medium"), ("sd3.5-large", "SD3.5-large")):
         model = family.models[name]
         config = {**family.configs["sd3"]["transformer"], "num_layers": model.blocks}
-        blocks, steps = model.defaults.candidates, model.defaults.steps
+        blocks = model.defaults.candidates
         contract = family.contract(config, variant=Variant.EMAG_Q, blocks=blocks)
+        yield shown, contract, model.defaults.steps
+
+
+def _interval() -> str:
+    """Counted, not measured: EMAG-Q with an interval over plain CFG without one."""
+    intervals = ((0.0, 1.0), (0.0, 0.75), (0.0, 0.5), (0.2, 0.8), (0.2, 0.5))
+    rows = []
+    for shown, contract, steps in _counted():
+        cells = []
+        for interval in intervals:
+            guidance = Guidance(interval=interval)
+            rules = [guidance.rule_at(index, steps) for index in range(steps)]
+            cells.append(f"{cost_of(contract, EmagWindows().phases(steps), rules).relative_to_cfg:.3f}")
+        rows.append([f"{shown}, {steps} steps", *cells])
+    ends = [f">{low:g} to {high:g}" for low, high in intervals]
+    return _table(["row-blocks, EMAG-Q ÷ CFG", *ends], rows)
+
+
+def _cost() -> str:
+    """Counted, not measured: from the plan of the default run."""
+    rows = []
+    for shown, contract, steps in _counted():
         cost = cost_of(contract, EmagWindows().phases(steps), GUIDANCES["emag"])
+        blocks = contract.blocks
         rows.append(
             [
-                f"{shown}, {model.blocks} blocks, candidates {blocks[0]}–{blocks[-1]}, {steps} steps",
+                f"{shown}, {contract.num_blocks} blocks, candidates {blocks[0]}–{blocks[-1]}, {steps} steps",
                 str(cost.cfg),
                 f"{cost.two_pass} ({cost.two_pass / cost.cfg:.2f})",
                 f"{cost.planned} (**{cost.relative_to_cfg:.3f}**)",
@@ -223,6 +247,7 @@ def _gb(size: int) -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "golden-errors": _golden,
     "cost": _cost,
+    "interval": _interval,
     "bench": lambda: _bench(of_processor=False),
     "bench-processor": lambda: _bench(of_processor=True),
     "prompt-accuracy": _accuracy,

@@ -13,7 +13,7 @@ from emag_export.errors import InputError
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
 from emag_export.runtime.keywords import SAMPLING_KEYWORDS, SamplingKeywords, amended
 from emag_export.runtime.request import GenerationRequest, default_request
-from emag_export.runtime.sampling.plan import EmagWindows
+from emag_export.runtime.sampling.plan import EmagWindows, Unit
 
 __all__ = ["RENAMED", "keywords_of", "read_prompts", "request_of", "sampling_options"]
 
@@ -29,7 +29,7 @@ RENAMED = {
 }
 """Old spelling to new one."""
 
-_DEFAULTS = EmagWindows()
+_DEFAULTS, _GUIDANCE = EmagWindows(), Guidance()
 
 
 def sampling_options(function: Decorated) -> Decorated:
@@ -44,15 +44,20 @@ def sampling_options(function: Decorated) -> Decorated:
         option(
             "--emag-start",
             type=int,
-            help=f"Where averaging begins, in 250ths of a run before its end. Default {_DEFAULTS.start}.",
+            help="Where averaging begins, in 250ths of a run before its end. Default: the bundle's.",
         ),
         option(
             "--emag-delta",
             type=int,
-            help=f"How many 250ths later perturbation begins. Default {_DEFAULTS.delta}.",
+            help="How many 250ths later perturbation begins. Default: the bundle's.",
         ),
         option(
-            "--emag-stop", type=int, help=f"Where both end, in 250ths from the end. Default {_DEFAULTS.stop}."
+            "--emag-stop", type=int, help="Where both end, in 250ths from the end. Default: the bundle's."
+        ),
+        option(
+            "--emag-unit",
+            type=click.Choice([str(unit) for unit in Unit]),
+            help="Of the three above: 250ths of a run, or steps. Default: the bundle's.",
         ),
         option(
             "--emag-beta", type=float, help=f"Decay of the moving average per step. Default {_DEFAULTS.beta}."
@@ -60,12 +65,61 @@ def sampling_options(function: Decorated) -> Decorated:
         option(
             "--emag-strength",
             type=float,
-            help=f"How much of the average is used, 0 to 1 (lambda). Default {_DEFAULTS.strength:g}.",
+            help=f"How much is perturbed, 0 to 1 (lambda). Default {_DEFAULTS.strength:g}.",
         ),
         option(
             "--emag-blocks",
             type=Blocks(),
-            help="Perturb these candidates in every step instead of choosing one.",
+            help="Perturb these candidates in every step.",
+        ),
+        option(
+            "--random-blocks",
+            type=int,
+            help="Perturb so many candidates, drawn anew in every step (S², with the negative skip).",
+        ),
+        option(
+            "--blur-sigma",
+            type=float,
+            help="How far the negative blur-query blurs, in image tokens. Default inf, the mean of all.",
+        ),
+    )(function)
+    function = group(
+        "Guidance",
+        option(
+            "--guidance-interval",
+            type=float,
+            nargs=2,
+            metavar="LOW HIGH",
+            help="Steer towards the prompt in this part of a run only, from 0, the first step, to 1, the "
+            f"last. Default {_GUIDANCE.interval[0]:g} {_GUIDANCE.interval[1]:g}.",
+        ),
+        option(
+            "--cfg-rescale",
+            type=float,
+            help="Keep the spread of the prediction given the prompt, 0 to 1 (phi of rescaled CFG). "
+            f"Default {_GUIDANCE.rescale:g}.",
+        ),
+        option(
+            "--cfg-zero-star/--no-cfg-zero-star",
+            default=None,
+            help="CFG-Zero*: scale the prediction without the prompt to fit the one with it, and begin with "
+            "a prediction of 0.",
+        ),
+        option(
+            "--cfg-zero-init",
+            type=int,
+            help=f"For so many steps, with --cfg-zero-star. Default {_GUIDANCE.zero_init}.",
+        ),
+        option(
+            "--tcfg/--no-tcfg",
+            default=None,
+            help="TCFG: drop of the prediction without the prompt what it does not share with the one with "
+            "it.",
+        ),
+        option(
+            "--guided-channels",
+            type=int,
+            help="Guide the first so many channels of the prediction only. Default: all.",
         ),
     )(function)
     return group(

@@ -16,6 +16,19 @@ class SamplingKeywords(TypedDict, total=False):
     """A name in :data:`~emag_export.runtime.guidance.rules.GUIDANCES`."""
     guidance_scale: float | None
     """w of CFG, or of APG."""
+    guidance_interval: tuple[float, float] | None
+    """Where w counts, low and high: fractions of the run, 0 the first step and 1 the last. Elsewhere there is
+    no unconditional prediction."""
+    cfg_rescale: float | None
+    """phi of rescaled CFG, 0 to 1."""
+    cfg_zero_star: bool | None
+    """CFG-Zero*: scale the unconditional prediction to fit, and begin with a prediction of 0."""
+    cfg_zero_init: int | None
+    """For so many steps, with CFG-Zero*."""
+    tcfg: bool | None
+    """Tangential damping: drop what the unconditional prediction does not share with the conditional one."""
+    guided_channels: int | None
+    """Guide the first so many channels only."""
     emag_scale: float | None
     """s of EMAG; 1 is no EMAG."""
     steps: int | None
@@ -28,20 +41,43 @@ class SamplingKeywords(TypedDict, total=False):
     emag_beta: float | None
     """Decay of the moving average."""
     emag_start: int | None
-    """Averaging begins, in 250ths of the run before its end."""
+    """Averaging begins, in ``emag_unit`` before the end of the run."""
     emag_delta: int | None
     """Perturbation begins this much later."""
     emag_stop: int | None
     """Both end."""
+    emag_unit: str | None
+    """Of start, delta and stop: ``250ths`` of the run, or ``steps``."""
     emag_strength: float | None
-    """lambda, how much of the average is used."""
+    """lambda, how much is perturbed."""
     emag_blocks: tuple[int, ...] | None
-    """Perturb these candidates in every step instead of choosing one."""
+    """Perturb these candidates in every step."""
+    random_blocks: int | None
+    """Perturb so many candidates, drawn anew in every step."""
+    blur_sigma: float | None
+    """Of the negative ``blur-query``, in image tokens; infinity takes their mean."""
 
 
 SAMPLING_KEYWORDS = tuple(SamplingKeywords.__annotations__)
 
-_WINDOWS = ("beta", "start", "delta", "stop", "strength")
+_GUIDANCE = {
+    "name": "guidance",
+    "scale": "guidance_scale",
+    "emag_scale": "emag_scale",
+    "interval": "guidance_interval",
+    "rescale": "cfg_rescale",
+    "zero_star": "cfg_zero_star",
+    "zero_init": "cfg_zero_init",
+    "tangential": "tcfg",
+    "guided_channels": "guided_channels",
+}
+"""Field of :class:`~emag_export.runtime.guidance.rules.Guidance` to the keyword that sets it."""
+
+_WINDOWS = {
+    **{name: f"emag_{name}" for name in ("beta", "start", "delta", "stop", "strength", "unit")},
+    "blur_sigma": "blur_sigma",
+}
+"""Field of :class:`~emag_export.runtime.sampling.plan.EmagWindows` to the keyword that sets it."""
 
 
 def amended(request: GenerationRequest, keywords: SamplingKeywords) -> GenerationRequest:
@@ -61,12 +97,10 @@ def amended(request: GenerationRequest, keywords: SamplingKeywords) -> Generatio
     def taken(**names: str) -> dict[str, Any]:
         return {field: words[name] for field, name in names.items() if name in words}
 
-    guidance = replace(
-        request.guidance, **taken(name="guidance", scale="guidance_scale", emag_scale="emag_scale")
-    )
+    guidance = replace(request.guidance, **taken(**_GUIDANCE))
     guidance = replace(guidance, apg=replace(guidance.apg, **taken(scale="guidance_scale")))
-    windows = replace(request.windows, **taken(**{name: f"emag_{name}" for name in _WINDOWS}))
-    fields = ("steps", "height", "width", "seed", "negative_prompt")
+    windows = replace(request.windows, **taken(**_WINDOWS))
+    fields = ("steps", "height", "width", "seed", "negative_prompt", "random_blocks")
     return replace(
         request,
         guidance=guidance,

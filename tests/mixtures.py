@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,7 @@ def some_request(
     *,
     name: str | None = None,
     grid: tuple[int, int] = GRID,
+    modified: bool = False,
 ) -> Request:
     """Random steps, guidance, scales, windows and choice of blocks; its own noise and prompt."""
     steps = generator.randint(3, 9)
@@ -67,6 +69,8 @@ def some_request(
         emag_scale=generator.uniform(1, 2),
         apg=ApgConfig(scale=generator.uniform(2, 8), norm_threshold=generator.uniform(1, 9)),
     )
+    if modified:
+        guidance = replace(guidance, **some_modifiers(generator))
     windows = EmagWindows(delta=generator.choice([0, 50]), strength=generator.choice([0.5, 1.0]))
     choose = generator.choice([by_delta, always(BLOCKS[1:], BLOCKS)])
     schedule = flow_match_schedule({"shift": generator.uniform(1, 3)}, steps, grid[0] * grid[1])
@@ -81,6 +85,19 @@ def some_request(
         latents=normal(4, 2 * grid[0], 2 * grid[1]),
         conditioning=sd3.conditioning(normal(TEXT, 16), normal(8), *negative),
     )
+
+
+def some_modifiers(generator: random.Random) -> dict[str, Any]:
+    """Each with an even chance; the interval ends somewhere in the run, and holds nothing now and then."""
+    low, high = sorted((generator.random(), generator.random()))
+    drawn = {
+        "interval": (low, high),
+        "rescale": generator.random(),
+        "zero_star": True,
+        "tangential": True,
+        "guided_channels": generator.randint(1, 4),
+    }
+    return {name: value for name, value in drawn.items() if generator.random() < 0.5}
 
 
 def prepared_request(request: Request, seed: int) -> Prepared:

@@ -54,7 +54,7 @@ def test_identifying_a_build_loads_nothing_heavy(small_pipeline: Path, small_bun
     """Importing it and finding a bundle up to date, not only the former: metadata tell versions."""
     loaded = loaded_after(
         "from pathlib import Path\n"
-        "from emag_export.contract import Variant\n"
+        "from emag_export.kinds import Variant\n"
         "from emag_export.exporter.describe.identify import finished_bundle, identify\n"
         "from emag_export.options import BuildOptions\n"
         "options = BuildOptions(variant=Variant.EMAG, emag_candidates=(1, 2))\n"

@@ -107,8 +107,17 @@ CHOICES: dict[str, Choose] = {
 NAMES = ("cfg", "emag", "emag-only", "apg", "emag+apg", "emag+cads")
 
 
-def plan_of(name: str, chosen: str = "by Delta") -> Plan:
-    return make_plan(CONTRACT, SCHEDULE, Guidance(name=name), EmagWindows(), CHOICES[chosen])
+MODIFIERS: dict[str, Any] = {
+    "interval": (0.2, 0.7),
+    "rescale": 0.5,
+    "zero_star": True,
+    "tangential": True,
+    "guided_channels": 3,
+}
+
+
+def plan_of(name: str, chosen: str = "by Delta", **modifiers: Any) -> Plan:
+    return make_plan(CONTRACT, SCHEDULE, Guidance(name=name, **modifiers), EmagWindows(), CHOICES[chosen])
 
 
 def annealer(plan: Plan) -> Anneal | None:
@@ -127,10 +136,11 @@ def inputs() -> tuple[Tensor, Conditioning]:
     return normal(4, 2 * GRID[0], 2 * GRID[1]), conditioning
 
 
+@pytest.mark.parametrize("modifiers", [{}, MODIFIERS], ids=["plain", "modified"])
 @pytest.mark.parametrize("chosen", CHOICES)
 @pytest.mark.parametrize("name", NAMES)
-def test_no_step_waits(name: str, chosen: str, counter: SyncCounter) -> None:
-    plan, (latents, given) = plan_of(name, chosen), inputs()
+def test_no_step_waits(name: str, chosen: str, modifiers: dict[str, Any], counter: SyncCounter) -> None:
+    plan, (latents, given) = plan_of(name, chosen, **modifiers), inputs()
     engine = FunctionEngine(CONTRACT.graph, device=GPU)
     start = RunState.start(CONTRACT, latents, given.given)
     run = denoise(engine, plan, start, given, anneal=annealer(plan))
@@ -146,7 +156,7 @@ def test_no_step_waits(name: str, chosen: str, counter: SyncCounter) -> None:
 def test_images_of_different_runs_do_not_wait(counter: SyncCounter) -> None:
     """Once a mixture of phases is known: what a server does between two steps of different pictures."""
     latents, given = inputs()
-    plans = plan_of("emag"), plan_of("emag+apg")
+    plans = plan_of("emag", **MODIFIERS), plan_of("emag+apg")
     engine = FunctionEngine(CONTRACT.graph, device=GPU)
     for first, second in ((3, 0), (4, 0)):
         counter.found.clear()
@@ -200,11 +210,12 @@ def test_the_counter_lets_pass_what_does_not_wait(counter: SyncCounter) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that PyTorch sees")
+@pytest.mark.parametrize("modifiers", [{}, MODIFIERS], ids=["plain", "modified"])
 @pytest.mark.parametrize("chosen", CHOICES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_real_gpu_is_not_waited_for(name: str, chosen: str) -> None:
+def test_a_real_gpu_is_not_waited_for(name: str, chosen: str, modifiers: dict[str, Any]) -> None:
     engine = EagerEngine(small_fork("sd3", Variant.EMAG_Q).to(GPU), CONTRACT.graph, str(GPU))
-    plan, (latents, given) = plan_of(name, chosen), inputs()
+    plan, (latents, given) = plan_of(name, chosen, **modifiers), inputs()
     start = RunState.start(CONTRACT, latents, given.given)
     run = denoise(engine, plan, start, given, anneal=annealer(plan))
     next(run)

@@ -1,6 +1,7 @@
 """Windows, phases and what a run costs."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,8 +20,10 @@ def schedule(steps: int) -> Schedule:
     return Schedule.flow(sigmas, tuple(1000 * sigma for sigma in sigmas[:-1]))
 
 
-def plan(steps: int = 28, guidance: str = "emag", windows: EmagWindows | None = None) -> Plan:
-    return make_plan(SD3, schedule(steps), Guidance(name=guidance), windows)
+def plan(
+    steps: int = 28, guidance: str = "emag", windows: EmagWindows | None = None, **modifiers: Any
+) -> Plan:
+    return make_plan(SD3, schedule(steps), Guidance(name=guidance, **modifiers), windows)
 
 
 WINDOWS = st.builds(
@@ -96,6 +99,56 @@ def test_sd3_costs_1668_row_blocks_where_cfg_costs_1344() -> None:
     assert cost.relative_to_cfg == pytest.approx(1.241, abs=5e-4)
     assert cost.relative_to_two_pass == 1668 / 2688
     assert plan(guidance="cfg").cost.planned == 1344
+
+
+def test_with_an_interval_emag_costs_less_than_cfg() -> None:
+    """Counted by hand: 28 steps of 24 blocks for c, 14 for u, and 18 steps of 18 blocks for p."""
+    cost = plan(interval=(0.0, 0.5)).cost
+    assert cost.planned == 28 * 24 + 14 * 24 + 18 * 18 == 1332
+    assert (cost.cfg, cost.two_pass) == (1344, 2 * (28 + 14) * 24)
+    assert cost.relative_to_cfg == pytest.approx(0.991, abs=5e-4)
+    assert plan(interval=(0.2, 0.5)).cost.relative_to_cfg == pytest.approx(0.884, abs=5e-4)
+    assert plan(guidance="cfg", interval=(0.0, 0.5)).cost.relative_to_cfg == 0.75
+
+
+@given(
+    st.integers(2, 60),
+    st.sampled_from(sorted(GUIDANCES)),
+    st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda ends: (min(ends), max(ends))),
+    st.integers(0, 1),
+    st.booleans(),
+)
+def test_unconditional_rows_are_sent_where_they_are_used(
+    steps: int, guidance: str, interval: tuple[float, float], zero_init: int, zero_star: bool
+) -> None:
+    made = plan(steps, guidance, interval=interval, zero_star=zero_star, zero_init=zero_init)
+    low, high = interval
+    for index, step in enumerate(made.steps):
+        zeroed = zero_star and index < zero_init
+        inside = low * (steps - 1) <= index + 1e-9 and index - 1e-9 <= high * (steps - 1)
+        if abs(index - low * (steps - 1)) > 1e-9 and abs(index - high * (steps - 1)) > 1e-9:
+            uncond = GUIDANCES[guidance].uncond and inside and not zeroed
+            assert step.rows == (1 + uncond, 1 + uncond + (step.phase == Phase.GUIDE))
+        assert step.rule.zeroed == zeroed
+
+
+@pytest.mark.parametrize(
+    ("modifiers", "message"),
+    [
+        ({"guided_channels": 17}, "`guided_channels` is 17; the model has 16: give fewer"),
+        ({"zero_star": True, "zero_init": 28}, "`cfg_zero_init` is 28 of 28 steps, which would leave noise"),
+    ],
+)
+def test_guidance_that_model_or_run_cannot_have_is_refused(modifiers: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(**modifiers)
+
+
+def test_a_noise_of_zero_is_refused() -> None:
+    epsilon, guidance = replace(SD3, prediction="epsilon"), Guidance(zero_star=True)
+    with pytest.raises(InputError, match=r"`cfg_zero_init` is 1; this model predicts epsilon, .*: give 0"):
+        make_plan(epsilon, schedule(4), guidance)
+    make_plan(epsilon, schedule(4), replace(guidance, zero_init=0))
 
 
 def test_dit_costs_14816_row_blocks_where_cfg_costs_14000() -> None:

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
+from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.sampling.plan import EmagWindows
 from emag_export.serve.page import CONTENT_POLICY, STATIC, page_routes
 from emag_export.serve.schemas import EmagOptions, GenerationBody
@@ -129,6 +130,9 @@ def test_placeholders_are_the_defaults(page: Page) -> None:
     defaults = EmagWindows()
     for name in ("beta", "start", "delta", "stop", "strength"):
         assert shown[f"emag.{name}"] == str(getattr(defaults, name))
+    assert shown["emag.guidance_interval"] == " ".join(f"{end:g}" for end in Guidance().interval)
+    assert shown["emag.cfg_rescale"] == str(Guidance().rescale)
+    assert shown["emag.cfg_zero_init"] == str(Guidance().zero_init)
     assert shown["emag.priority"] == str(EmagOptions().priority)
 
 

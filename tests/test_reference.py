@@ -22,6 +22,7 @@ from emag_export.kinds import Renorm, Variant
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.reference.watch import Handler, watched
 from emag_export.runtime.guidance.rules import Guidance
+from emag_export.runtime.loop import denoise
 from emag_export.runtime.sampling.call import ImageStep, place_calls
 from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
 from emag_export.runtime.sampling.rows import pick
@@ -168,6 +169,60 @@ def test_the_fork_is_two_passes(
         changes = [(r.predictions.perturbed - r.predictions.cond).abs().max() for r in wanted]
         perturbation = max(perturbation, float(min(changes)))
     assert perturbation > 20 * FORK_TOLERANCE, "every image must have been visibly perturbed"
+
+
+@pytest.mark.parametrize("guidance", ["cfg", "emag", "emag+apg"])
+def test_the_fork_is_two_passes_in_an_interval(
+    small_models: dict[str, SD3Transformer2DModel], guidance: str
+) -> None:
+    """With every modifier; in steps 2 to 4 of 8 there is an unconditional prediction."""
+    model = small_models["sd3"]
+    plan = plan_for(model, Variant.EMAG_Q, (1, 2, 4))
+    given = Guidance(
+        name=guidance,
+        interval=(0.2, 0.6),
+        rescale=0.6,
+        zero_star=True,
+        tangential=True,
+        guided_channels=3,
+    )
+    schedule = flow_match_schedule({"shift": 3.0}, STEPS, image_tokens=24)
+    plan = make_plan(plan.contract, schedule, given)
+    latents, conditioning = random_inputs(model)
+    reference = two_pass_denoise(model, plan, latents, conditioning)
+    engine = EagerEngine(fork(model, plan.contract), plan.contract.graph)
+    start = RunState.start(plan.contract, latents, conditioning.given)
+    own = denoise(engine, plan, start, conditioning)
+    for wanted, got in zip(reference, own, strict=True):
+        assert (got.predictions.uncond is not None) == (wanted.predictions.uncond is not None)
+        assert (wanted.predictions.uncond is not None) == (wanted.plan.index in (2, 3, 4))
+        assert (got.latents - wanted.latents).abs().max() <= FORK_TOLERANCE
+        if wanted.plan.index == 0:
+            assert torch.equal(wanted.latents[:, :3], latents[:, :3]), "a velocity of 0 moves nothing"
+
+
+def test_outside_the_interval_no_negative_is_needed(small_models: dict[str, SD3Transformer2DModel]) -> None:
+    """Steps of 8 lie at multiples of 1/7; a run that is guided nowhere is that of EMAG alone."""
+    model = small_models["sd3"]
+    whole = plan_for(model, Variant.EMAG_Q, (1, 2, 4))
+    schedule = flow_match_schedule({"shift": 3.0}, STEPS, image_tokens=24)
+    nowhere, only = (
+        make_plan(whole.contract, schedule, guidance)
+        for guidance in (Guidance(interval=(0.5, 0.5)), Guidance(name="emag-only"))
+    )
+    latents, conditioning = random_inputs(model)
+    positive = replace(conditioning, negative=None)
+    engine = EagerEngine(fork(model, whole.contract), whole.contract.graph)
+    start = RunState.start(whole.contract, latents, positive.given)
+    steps = zip(
+        two_pass_denoise(model, nowhere, latents, positive),
+        two_pass_denoise(model, only, latents, positive),
+        denoise(engine, nowhere, start, positive),
+        strict=True,
+    )
+    for one, other, own in steps:
+        assert torch.equal(one.latents, other.latents)
+        assert (own.latents - one.latents).abs().max() <= FORK_TOLERANCE
 
 
 def test_an_image_does_not_depend_on_its_neighbours(small_models: dict[str, SD3Transformer2DModel]) -> None:

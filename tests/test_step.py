@@ -76,6 +76,37 @@ def served(engine: PreciseEngine, requests: list[Request], generator: random.Ran
 
 
 @pytest.mark.parametrize("seed", range(6))
+def test_modifiers_are_each_images_own(engine: PreciseEngine, seed: int) -> None:
+    """Intervals, rescaling, CFG-Zero*, TCFG and guided channels, some of which share a call."""
+    generator = random.Random(seed)
+    requests = [some_request(engine, generator, modified=True) for _ in range(8)]
+    assert len({request.plan.guidance.modifiers for request in requests}) > 4
+    for number, latents in served(engine, requests, generator).items():
+        wanted = by_itself(engine, requests[number])
+        error = float((latents - wanted).abs().max() / wanted.abs().max())
+        assert error <= ALIKE, (number, requests[number].plan.guidance)
+
+
+def test_outside_its_interval_an_image_sends_no_unconditional_row(engine: PreciseEngine) -> None:
+    """Beside others that do, and alone without a negative prompt."""
+    generator = random.Random(1)
+    inside, outside = (some_request(engine, generator, name="emag") for _ in range(2))
+    guidance = replace(outside.plan.guidance, interval=(0.9, 0.9))
+    planned = replace(outside.plan.steps[1], rule=guidance.rule_at(1, len(outside.plan.steps)))
+    images = [
+        ImageStep(step=inside.plan.steps[1], guidance=inside.plan.guidance),
+        ImageStep(step=planned, guidance=guidance),
+    ]
+    (call,) = place_calls([images], engine.contract, CPU)
+    assert call.rows.trunk_images.tolist() == [0, 0, 1]
+    (alone_call,) = place_calls([images[1:]], engine.contract, CPU)
+    positive = replace(outside.conditioning, negative=None)
+    state = RunState.start(engine.contract, outside.latents, positive.given)
+    _, found = step(engine, alone_call, state, positive.trunk(alone_call.rows))
+    assert found.predictions.uncond is None
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_a_random_mixture_gives_each_image_what_it_has_alone(engine: PreciseEngine, seed: int) -> None:
     generator = random.Random(seed)
     requests = [some_request(engine, generator) for _ in range(7)]

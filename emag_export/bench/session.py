@@ -80,6 +80,12 @@ class Setup:
                 f"{self.request.guidance.name} is measured beside EMAG anyway; give `guidance` emag or leave "
                 "it out"
             )
+        steps = self.request.steps
+        if len({self.request.guidance.rule_at(index, steps).uncond for index in range(steps)}) > 1:
+            raise InputError(
+                "some steps would send an unconditional row and others none, but a measurement takes the "
+                "steps of a phase to be alike; leave out `guidance_interval`, and give `cfg_zero_init` 0"
+            )
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -15,7 +15,19 @@ from emag_export.errors import (
     UnavailableError,
 )
 
-__all__ = ["FIELDS", "ApiError", "api_error", "field_of"]
+__all__ = ["FIELDS", "OF_GUIDANCE", "ApiError", "api_error", "field_of"]
+
+OF_GUIDANCE = (
+    "guidance_interval",
+    "cfg_rescale",
+    "cfg_zero_star",
+    "cfg_zero_init",
+    "tcfg",
+    "guided_channels",
+    "random_blocks",
+    "blur_sigma",
+)
+"""Parameters of the library that are fields of a request's ``emag`` by the same name."""
 
 FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -23,11 +35,11 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "height": "size",
         "width": "size",
         "steps": "num_inference_steps",
-        "guidance": "emag.guidance",
         **{
             f"emag_{name}": f"emag.{name}"
-            for name in ("scale", "beta", "start", "delta", "stop", "strength", "blocks")
+            for name in ("scale", "beta", "start", "delta", "stop", "strength", "unit", "blocks")
         },
+        **{name: f"emag.{name}" for name in ("guidance", *OF_GUIDANCE)},
     }
 )
 """Parameter of the library to the field of a request, where the two have different names."""

@@ -37,14 +37,43 @@ class EmagOptions(BaseModel):
     scale: float | None = Field(
         default=None, description="How far to steer away from the hard negative; 1 is none."
     )
+    guidance_interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="Steer towards the prompt in this part of a run only: low and high, from 0, the first "
+        "step, to 1, the last.",
+    )
+    cfg_rescale: float | None = Field(
+        default=None,
+        description="phi of rescaled CFG, 0 to 1: keep the spread of the conditional prediction.",
+    )
+    cfg_zero_star: bool | None = Field(
+        default=None, description="CFG-Zero*: scale the unconditional prediction, and begin with one of 0."
+    )
+    cfg_zero_init: int | None = Field(default=None, description="For so many steps, with cfg_zero_star.")
+    tcfg: bool | None = Field(
+        default=None, description="Tangential damping of the unconditional prediction (TCFG)."
+    )
+    guided_channels: int | None = Field(
+        default=None, description="Guide the first so many channels of the prediction only."
+    )
     beta: float | None = Field(default=None, description="Decay of the moving average per step.")
     start: int | None = Field(
         default=None, description="Where averaging begins, in 250ths of a run before its end."
     )
     delta: int | None = Field(default=None, description="How many 250ths later perturbation begins.")
     stop: int | None = Field(default=None, description="Where both end, in 250ths from the end.")
-    strength: float | None = Field(default=None, description="How much of the average is used, 0 to 1.")
+    unit: Literal["250ths", "steps"] | None = Field(
+        default=None, description="Of start, delta and stop: 250ths of a run, or steps."
+    )
+    strength: float | None = Field(default=None, description="How much is perturbed, 0 to 1.")
     blocks: list[int] | None = Field(default=None, description="Perturb these candidates in every step.")
+    random_blocks: int | None = Field(
+        default=None, description="Perturb so many candidates, drawn anew in every step."
+    )
+    blur_sigma: float | None = Field(
+        default=None,
+        description="How far the negative blur-query blurs, in image tokens; left out, it takes their mean.",
+    )
     preview_every: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Stream a preview after every so many steps, in place of partial_images."
     )

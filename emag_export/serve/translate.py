@@ -7,7 +7,7 @@ from typing import Any
 
 from emag_export.runtime.keywords import amended
 from emag_export.runtime.request import GenerationRequest, default_request
-from emag_export.serve.errors import ApiError
+from emag_export.serve.errors import OF_GUIDANCE, ApiError
 from emag_export.serve.models import ServedModel
 from emag_export.serve.schemas import GenerationBody
 from emag_export.serve.settings import ServerSettings
@@ -15,7 +15,7 @@ from emag_export.serve.settings import ServerSettings
 __all__ = ["preview_steps", "requests_of"]
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
-_EMAG = ("scale", "beta", "start", "delta", "stop", "strength")
+_EMAG = ("scale", "beta", "start", "delta", "stop", "strength", "unit")
 _SEEDS = 2**32
 """Of those that are drawn: short enough to be typed."""
 _LARGER = 4
@@ -46,6 +46,8 @@ def requests_of(
         "negative_prompt": body.negative_prompt,
         **_sides(body.size, model, settings),
         **{f"emag_{name}": getattr(options, name) for name in _EMAG},
+        **{name: getattr(options, name) for name in OF_GUIDANCE},
+        "guidance_interval": None if options.guidance_interval is None else tuple(options.guidance_interval),
         "emag_blocks": None if options.blocks is None else tuple(options.blocks),
     }
     base = amended(default_request(model.bundle, body.prompt), given)  # type: ignore[arg-type]

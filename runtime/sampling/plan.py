@@ -64,12 +64,15 @@ class EmagWindows:
     """lambda: 1 perturbs wholly, 0 not at all."""
     unit: Unit = Unit.RUN
     """Of ``start``, ``delta`` and ``stop``."""
-    blur_sigma: float = math.inf
-    """Of the negative ``blur-query``, in image tokens; infinity takes the mean of all, 0 blurs nothing."""
+    blur_sigma: float | None = None
+    """Of the negative ``blur-query``, in image tokens; None, or infinity, takes their mean, 0 blurs nothing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", member(Unit, self.unit, "unit of windows"))
-        require_range(0.0, math.inf, blur_sigma=self.blur_sigma)
+        if self.blur_sigma is not None:
+            require_range(0.0, math.inf, blur_sigma=self.blur_sigma)
+            if math.isinf(self.blur_sigma):  # JSON has none
+                object.__setattr__(self, "blur_sigma", None)
         require_range(0.0, 1.0, emag_beta=self.beta, emag_strength=self.strength)
         require_finite(emag_start=self.start, emag_delta=self.delta, emag_stop=self.stop)
         if self.delta < 0:
@@ -259,7 +262,7 @@ def make_plan(
                 ema_step=0.0 if not tracking else 1 - windows.beta if started else 1.0,
                 starts_average=tracking and not started,
                 strength=windows.strength if phase == Phase.GUIDE else 0.0,
-                blur_sigma=windows.blur_sigma,
+                blur_sigma=math.inf if windows.blur_sigma is None else windows.blur_sigma,
                 choice=choose(index),
                 a=schedule.a[index],
                 b=schedule.b[index],

@@ -15,9 +15,14 @@ __all__ = ["INDEX_COLUMNS", "Row", "read_table"]
 INDEX_COLUMNS = ("row", "image", "path", "sha256")
 """Columns that an index adds, so that a table may not have them."""
 
-_INTEGERS = ("steps", "height", "width", "seed", "emag_start", "emag_delta", "emag_stop")
-_NUMBERS = ("guidance_scale", "emag_scale", "emag_beta", "emag_strength")
-_TEXTS = ("guidance", "negative_prompt")
+_INTEGERS = (
+    *("steps", "height", "width", "seed", "emag_start", "emag_delta", "emag_stop"),
+    *("cfg_zero_init", "guided_channels", "random_blocks"),
+)
+_NUMBERS = ("guidance_scale", "emag_scale", "emag_beta", "emag_strength", "cfg_rescale", "blur_sigma")
+_SWITCHES = ("cfg_zero_star", "tcfg")
+_LISTS: Mapping[str, type] = {"emag_blocks": int, "guidance_interval": float}
+_TEXTS = ("guidance", "negative_prompt", "emag_unit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +87,14 @@ def _typed(number: int, name: str, text: str) -> Any:
             return int(text)
         if name in _NUMBERS:
             return float(text)
-        if name == "emag_blocks":
-            return [int(block) for block in text.replace(",", " ").split()]
+        if name in _LISTS:
+            return [_LISTS[name](item) for item in text.replace(",", " ").split()]
     except ValueError as error:
         raise InputError(f"row {number}: `{name}` is {text!r}; write a number") from error
+    if name in _SWITCHES:
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"row {number}: `{name}` is {text!r}; write true or false")
+        return text.lower() == "true"
     return text
 
 
@@ -115,19 +124,23 @@ def _row(number: int, fields: Mapping[str, Any]) -> Row:
     for name, value in keywords.items():
         if not _fits(name, value):
             raise InputError(f"row {number}: `{name}` is {value!r}, which is of the wrong kind")
-    if "emag_blocks" in keywords:
-        keywords["emag_blocks"] = tuple(keywords["emag_blocks"])
+    for name in keywords.keys() & _LISTS:
+        keywords[name] = tuple(keywords[name])
     others = {name: value for name, value in fields.items() if name != "prompt" and name not in keywords}
     return Row(number=number, prompt=prompt, keywords=keywords, others=others)
 
 
 def _fits(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
+    if isinstance(value, bool) or name in _SWITCHES:
+        return isinstance(value, bool) and name in _SWITCHES
     if name in _INTEGERS:
         return isinstance(value, int)
     if name in _NUMBERS:
         return isinstance(value, int | float)
     if name in _TEXTS:
         return isinstance(value, str)
-    return isinstance(value, list) and all(type(block) is int for block in value)
+    if not isinstance(value, list):
+        return False
+    if name == "guidance_interval":
+        return len(value) == 2 and all(type(end) in (int, float) for end in value)
+    return all(type(block) is int for block in value)

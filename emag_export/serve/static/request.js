@@ -2,6 +2,7 @@
 
 const LARGEST_SEED = 2n ** 63n - 1n;
 const EMAG_NUMBERS = ["scale", "beta", "start", "delta", "stop", "strength"];
+const GUIDANCE_NUMBERS = ["cfg_rescale", "cfg_zero_init", "guided_channels"];
 const QUEUE_NUMBERS = ["priority", "deadline"];
 
 /** Whether a guidance steers away from a hard negative, so that EMAG's settings matter to it. */
@@ -39,6 +40,10 @@ export function requestBody(values, guidance) {
     guidance_scale: number(values.guidance_scale),
     emag: given({
       guidance,
+      guidance_interval: numbers(values["emag.guidance_interval"]),
+      cfg_zero_star: values["emag.cfg_zero_star"] === "true" || undefined,
+      tcfg: values["emag.tcfg"] === "true" || undefined,
+      ...emag(GUIDANCE_NUMBERS),
       ...(usesEmag(guidance) ? { ...emag(EMAG_NUMBERS), blocks: blocks.length ? blocks : undefined } : {}),
       ...emag(QUEUE_NUMBERS),
     }),
@@ -53,6 +58,11 @@ export function streamed(body, values, hasPreviews) {
 
 function number(text) {
   return text === "" || text === undefined ? undefined : Number(text);
+}
+
+function numbers(text) {
+  const words = (text ?? "").split(/[\s,]+/).filter(Boolean);
+  return words.length ? words.map(Number) : undefined;
 }
 
 function given(fields) {
