@@ -46,7 +46,7 @@ class GenerationRequest:
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise InputError(f"seed is {self.seed}; it must lie between 0 and 2^63 - 1")
         if self.fixed_blocks is not None and self.random_blocks is not None:
-            raise InputError("`fixed_blocks` and `random_blocks` exclude each other; give one of them")
+            raise InputError("`emag_blocks` and `random_blocks` exclude each other; give one of them")
         if self.steps < 1:
             raise InputError(f"{self.steps} denoising steps were asked for; give at least 1")
 

@@ -65,7 +65,7 @@ class EmagWindows:
     unit: Unit = Unit.RUN
     """Of ``start``, ``delta`` and ``stop``."""
     blur_sigma: float | None = None
-    """Of the negative ``blur-query``, in image tokens; None, or infinity, takes their mean, 0 blurs nothing."""
+    """Of the negative ``blur-query``, in image tokens; None, or infinity, takes their mean, 0 blurs none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", member(Unit, self.unit, "unit of windows"))
