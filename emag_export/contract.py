@@ -82,6 +82,8 @@ class KindFacts:
     """Paper and section."""
 
 
+_BLOCKS_OF_ROWS = (Averaged.IMAGE_BLOCK, Averaged.TEXT_BLOCK)
+
 KINDS: Mapping[Variant, KindFacts] = MappingProxyType(
     {
         Variant.EMAG_Q: KindFacts(averages=Averaged.QUERIES, source="arXiv:2512.17303, section 4"),
@@ -137,6 +139,8 @@ class TensorSpec:
     dtype: str
     """One of :data:`DTYPE_BYTES`."""
     dims: tuple[Dim, ...]
+    below: int | None = None
+    """Its values are 0 … below - 1; None: any number."""
 
     def __post_init__(self) -> None:
         _require_dtype(self.name, self.dtype)
@@ -263,10 +267,10 @@ class DenoiserContract:
                 f"candidate blocks {list(self.blocks)} lie outside this model, which has blocks 0 to "
                 f"{self.num_blocks - 1}; choose with `emag_candidates`"
             )
-        if self.kind.averages == Averaged.TEXT_BLOCK and without(self.keys, self.tokens) is None:
+        if self.kind.averages in _BLOCKS_OF_ROWS and without(self.keys, self.tokens) is None:
             raise InputError(
-                f"{self.variant} averages attention to text, and this model's attention sees none; "
-                f"choose another `variant`"
+                f"{self.variant} tells attention to text from attention to the picture, and this model's "
+                f"attention sees no text; choose the `variant` {Variant.EMAG} or {Variant.EMAG_Q}"
             )
 
     @property

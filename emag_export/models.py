@@ -21,7 +21,7 @@ class SamplingDefaults:
     candidates: tuple[int, ...] = (6, 7, 8)
     """Blocks that EMAG may perturb."""
     max_sequence_length: int = 256
-    """Tokens of the part of the text whose length can be chosen."""
+    """Tokens of the part of the text whose length can be chosen; 0 where prompts are no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class KnownModel:
     """Hub id, or ``package:`` and a folder inside this package."""
     summary: str
     gated: bool = False
+    license: str = "Apache-2.0"
+    """Of the weights, where they are not gated."""
     blocks: int
     """Transformer blocks of the checkpoint."""
     precision: str = "float16"

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import Any, TypedDict
 
+from emag_export.bundle import Bundle
 from emag_export.errors import InputError
-from emag_export.runtime.request import GenerationRequest
+from emag_export.runtime.request import GenerationRequest, default_request
 
-__all__ = ["SAMPLING_KEYWORDS", "SamplingKeywords", "amended"]
+__all__ = ["SAMPLING_KEYWORDS", "SamplingKeywords", "amended", "request_for"]
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -42,6 +43,22 @@ class SamplingKeywords(TypedDict, total=False):
 SAMPLING_KEYWORDS = tuple(SamplingKeywords.__annotations__)
 
 _WINDOWS = ("beta", "start", "delta", "stop", "strength")
+
+
+def request_for(bundle: Bundle, prompt: str, keywords: SamplingKeywords) -> GenerationRequest:
+    """The bundle's defaults for a prompt, changed by the keywords that were given.
+
+    Whether the prompt may be empty is for the guidance to say, so it comes last.
+
+    Args:
+        bundle: Gives defaults.
+        prompt: What to draw.
+        keywords: Of :class:`SamplingKeywords`.
+
+    Raises:
+        InputError: As :func:`amended`; or if there is no prompt and the guidance needs one.
+    """
+    return replace(amended(default_request(bundle, "-"), keywords), prompt=prompt)
 
 
 def amended(request: GenerationRequest, keywords: SamplingKeywords) -> GenerationRequest:

@@ -26,6 +26,8 @@ from emag_export.exporter.graph.onnx_export import export_graph  # noqa: E402
 from emag_export.exporter.graph.passes import write_engine_graphs  # noqa: E402
 from emag_export.families import FAMILIES  # noqa: E402
 from tests.bundles import (  # noqa: E402, F401  fixtures of several files
+    dit_bundle,
+    dit_pipeline,
     shared_folder,
     small_bundle,
     small_pipeline,
@@ -34,6 +36,7 @@ from tests.bundles import (  # noqa: E402, F401  fixtures of several files
 )
 
 EXPORTING_FIXTURES = {
+    "dit_bundle",
     "tiny_bundle",
     "tiny_bundles",
     "small_bundle",
