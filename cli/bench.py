@@ -145,9 +145,10 @@ def _write(report: dict[str, Any], folder: Path) -> None:
 
 def _print(report: dict[str, Any]) -> None:
     setup, machine = report["setup"], report["machine"]
+    text = f" + {setup['text_tokens']}" if setup["text_tokens"] else ""
     out.print(
         f"{setup['model']}{', random weights' if setup['random_weights'] else ''}: {setup['blocks']} blocks "
-        f"of width {setup['width']}, {setup['precision']}, {setup['image_tokens']} + {setup['text_tokens']} "
+        f"of width {setup['width']}, {setup['precision']}, {setup['image_tokens']}{text} "
         f"tokens, {setup['images']} × {setup['steps']} steps",
         markup=False,
     )

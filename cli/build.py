@@ -53,6 +53,11 @@ def _switches() -> list[Any]:
     ]
 
 
+def _having(setting: str) -> str:
+    """Families that have a setting of their own."""
+    return ", ".join(family.title for family in FAMILIES.values() if setting in family.settings)
+
+
 @cli_command("build", renamed=_RENAMED)
 @group(
     "Model",
@@ -104,6 +109,12 @@ def _switches() -> list[Any]:
         help="Use text encoders and decoder of this bundle instead of exporting them again.",
     ),
     option("--max-sequence-length", type=int, help="Text tokens that can be chosen; default: the model's."),
+    option(
+        "--timestep-shift",
+        type=float,
+        help=f"Shift of the frequencies that embed time, for {_having('timestep_shift')}: 0 is the released "
+        "code's; default: 1, diffusers'.",
+    ),
 )
 @engines.compile_options(optional=True)
 @group(
@@ -154,7 +165,8 @@ def _next(bundle: Bundle, output: Path, flavour: Flavour | None) -> str:
     elif bundle.contract.precision == "bfloat16":
         how = "--device cuda "  # onnxruntime's CPU provider does not run it
     draws = set(bundle.family.needed) <= set(components_of(bundle))
-    what = f'generate {output} {how}--prompt "…" -o picture.png' if draws else f"bench {output} {how}"
+    prompt = '"…"' if bundle.labels is None else "0"
+    what = f"generate {output} {how}--prompt {prompt} -o picture.png" if draws else f"bench {output} {how}"
     return f"Next: emag-export {what}"
 
 
@@ -226,6 +238,7 @@ def _build_options(options: Mapping[str, Any]) -> BuildOptions:
         encoders=options["encoders"],
         loras=tuple(parse_lora(text) for text in options["loras"]),
         max_sequence_length=options["max_sequence_length"],
+        timestep_shift=options["timestep_shift"],
     )
 
 

@@ -23,7 +23,7 @@ from emag_export.engines.config import EngineConfig
 from emag_export.engines.registry import open_backend
 from emag_export.errors import ComparisonFailed
 from emag_export.packages import require_packages
-from emag_export.runtime.request import GenerationRequest, plan_request
+from emag_export.runtime.request import GenerationRequest, any_prompt, check_prompts, plan_request
 
 if TYPE_CHECKING:
     from emag_export.reference.comparison import Comparison
@@ -66,10 +66,12 @@ def command(bundle: Path, report: Path | None, as_json: bool, **options: Any) ->
     """
     require_packages("skimage", *(["matplotlib"] if report is not None else []), purpose="comparing")
     opened = Bundle(bundle)
-    prompts = read_prompts(options["prompts"] or (DEFAULT_PROMPT,), None)
+    prompts = read_prompts(options["prompts"] or (any_prompt(opened, DEFAULT_PROMPT),), None)
     base = request_of(opened, prompts[0], options)
     requests = [replace(base, prompt=prompt, seed=base.seed + i) for i, prompt in enumerate(prompts)]
     plan_request(opened, base)
+    for request in requests:
+        check_prompts(opened, request)
     comparison = run_comparison(opened, requests, engine_config(options), floor=options["floor"])
     files = []
     if report is not None:

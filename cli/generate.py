@@ -23,7 +23,7 @@ from emag_export.cli.sampling import RENAMED, keywords_of, read_prompts, request
 from emag_export.engines.config import EngineConfig
 from emag_export.errors import BundleError, InputError
 from emag_export.kinds import Variant
-from emag_export.runtime.request import GenerationRequest, plan_request
+from emag_export.runtime.request import GenerationRequest, check_prompts, plan_request
 
 __all__ = ["command", "generate_all"]
 
@@ -77,6 +77,8 @@ def command(bundle: Path, output: Path, like: Path | None, variant: Variant | No
     """
     opened = Bundle(bundle)
     requests = _requests(opened, like, variant, options)
+    for request in requests:
+        check_prompts(opened, request)
     for request in requests[:1]:
         plan_request(opened, request)
     paths = _targets(output, requests)

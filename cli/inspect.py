@@ -17,6 +17,9 @@ from emag_export.sizes import side_pixels
 
 __all__ = ["command"]
 
+_NAMES = 8
+"""Classes that are named."""
+
 _IMAGES = (1, 4)
 """Drawn at a time, for which memory is shown."""
 
@@ -71,6 +74,14 @@ def _print(bundle: Bundle) -> None:
     out.print(f"source sha256 {source.fingerprint[:16]}…, revision {source.revision or 'none'}")
     if source.seed is not None:
         out.print(f"random weights, seed {source.seed}", style="yellow")
+    if source.timestep_shift is not None:
+        out.print(f"timestep shift {source.timestep_shift:g}")
+    if (labels := bundle.labels) is not None:
+        named = ", ".join(labels.shown(_NAMES))
+        out.print(
+            f"prompts are classes, 0 to {labels.count - 1}: {named}{' …' * (labels.count > _NAMES)}",
+            markup=False,
+        )
     for lora in source.loras:
         out.print(f"LoRA {lora.name} × {lora.scale:g}, sha256 {lora.sha256[:16]}…", markup=False)
     out.print(", ".join(f"{name} {number}" for name, number in source.versions.items()), style="dim")
@@ -100,13 +111,13 @@ def _tensors(spec: GraphSpec) -> object:
 
 
 def _footprints(bundle: Bundle) -> list[Footprint]:
-    """At the bundle's own size and at about half of it, which must be whole tokens."""
+    """At the bundle's own size and, where it is not the only one, at about half of it: whole tokens."""
     cells = side_pixels(bundle.contract, bundle.geometry)
     sides = (bundle.defaults.height, bundle.defaults.width)
     halves = tuple(max(cell, side // 2 // cell * cell) for cell, side in zip(cells, sides, strict=True))
     return [
         footprint(bundle, images=images, height=height, width=width)
-        for height, width in (sides, halves)
+        for height, width in dict.fromkeys((sides, halves))
         for images in _IMAGES
     ]
 

@@ -28,7 +28,7 @@ def command(as_json: bool) -> None:
             "in this package"
             if model.source.startswith("package:")
             else f"https://huggingface.co/{model.source}",
-            "accept its licence there" if model.gated else "Apache-2.0",
+            "accept its licence there" if model.gated else model.license,
             next(short for short, dtype in PRECISIONS.items() if dtype == model.precision),
             f"EMAG blocks {layers[0]}-{layers[-1]} of {model.blocks}",
         )

@@ -11,8 +11,8 @@ from emag_export.bundle import Bundle
 from emag_export.cli.options import Blocks, group
 from emag_export.errors import InputError
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
-from emag_export.runtime.keywords import SAMPLING_KEYWORDS, SamplingKeywords, amended
-from emag_export.runtime.request import GenerationRequest, default_request
+from emag_export.runtime.keywords import SAMPLING_KEYWORDS, SamplingKeywords, request_for
+from emag_export.runtime.request import GenerationRequest
 from emag_export.runtime.sampling.plan import EmagWindows, Unit
 
 __all__ = ["RENAMED", "keywords_of", "read_prompts", "request_of", "sampling_options"]
@@ -158,7 +158,7 @@ def request_of(bundle: Bundle, prompt: str, options: Mapping[str, Any]) -> Gener
     Raises:
         InputError: If a value is out of range.
     """
-    return amended(default_request(bundle, prompt), keywords_of(options))
+    return request_for(bundle, prompt, keywords_of(options))
 
 
 def read_prompts(prompts: tuple[str, ...], prompt_file: Path | None) -> list[str]:

@@ -32,6 +32,7 @@ class BuildKeywords(TypedDict, total=False):
     loras: Sequence[Lora | Path | str | tuple[Path | str, float]]
     """Files, or pairs of a file and its scale."""
     max_sequence_length: int | None
+    timestep_shift: float | None
 
 
 class CompileKeywords(TypedDict, total=False):

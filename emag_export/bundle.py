@@ -22,6 +22,7 @@ from emag_export.families import KNOWN_MODELS, family_of
 from emag_export.families.family import Family, load
 from emag_export.hashing import hash_file
 from emag_export.kinds import Variant, member
+from emag_export.labels import ClassLabels
 from emag_export.manifest import EncodersRecord, FileRecord, Manifest, PreviewFactors, Provenance
 from emag_export.models import SamplingDefaults
 from emag_export.options import BuildOptions, Lora, given
@@ -133,7 +134,8 @@ class Bundle:
             without=tuple(left_out),
             encoders=None if shared is None else Path(os.path.relpath(self.path / shared.path)),
             loras=tuple(Lora(path=Path(lora.name), scale=lora.scale) for lora in source.loras),
-            max_sequence_length=self.defaults.max_sequence_length,
+            max_sequence_length=self.defaults.max_sequence_length or None,
+            timestep_shift=source.timestep_shift,
         )
 
     def rebuild(self, path: Path | None = None, **changed: Any) -> Call:
@@ -151,6 +153,11 @@ class Bundle:
     def defaults(self) -> SamplingDefaults:
         """How to sample when nothing else is asked for."""
         return self.manifest.defaults
+
+    @property
+    def labels(self) -> ClassLabels | None:
+        """Classes that prompts name; None where they are text."""
+        return self.manifest.labels
 
     @property
     def preview(self) -> PreviewFactors | None:

@@ -44,6 +44,8 @@ STATE_PAIRS = {"ema_state": "ema_state_out"}
 """Inputs that a step's output replaces: feed the right one back as the left one. Kinds of negatives that
 keep nothing have none."""
 
+_BLOCKS_OF_ROWS = (Averaged.IMAGE_BLOCK, Averaged.TEXT_BLOCK)
+
 BLUR_INPUTS = ("blur_height", "blur_width")
 """Of kinds that blur: a matrix per side of the grid of image tokens, one for every tracked row."""
 
@@ -61,6 +63,8 @@ class TensorSpec:
     dtype: str
     """One of :data:`DTYPE_BYTES`."""
     dims: tuple[Dim, ...]
+    below: int | None = None
+    """Its values are 0 … below - 1; None: any number."""
 
     def __post_init__(self) -> None:
         _require_dtype(self.name, self.dtype)
@@ -187,10 +191,10 @@ class DenoiserContract:
                 f"candidate blocks {list(self.blocks)} lie outside this model, which has blocks 0 to "
                 f"{self.num_blocks - 1}; choose with `emag_candidates`"
             )
-        if self.kind.averages == Averaged.TEXT_BLOCK and without(self.keys, self.tokens) is None:
+        if self.kind.averages in _BLOCKS_OF_ROWS and without(self.keys, self.tokens) is None:
             raise InputError(
-                f"{self.variant} averages attention to text, and this model's attention sees none; "
-                f"choose another `variant`"
+                f"{self.variant} tells attention to text from attention to the picture, and this model's "
+                f"attention sees no text; choose the `variant` {Variant.EMAG} or {Variant.EMAG_Q}"
             )
         if self.kind.blurs and len(self.grid) != len(BLUR_INPUTS):
             raise InputError(

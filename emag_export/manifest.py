@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.errors import BundleError
+from emag_export.labels import ClassLabels
 from emag_export.models import SamplingDefaults
 from emag_export.sizes import Geometry
 
@@ -54,6 +55,8 @@ class Provenance:
     """Of random weights; None where the weights are the checkpoint's."""
     loras: tuple[LoraRecord, ...] = ()
     """In the order in which they were given."""
+    timestep_shift: float | None = None
+    """Of the frequencies that embed time; None is the model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,8 @@ class Manifest:
     """None without a VAE, or with random weights."""
     source: Provenance
     encoders: EncodersRecord | None = None
+    labels: ClassLabels | None = None
+    """Classes that prompts name; None where they are text."""
     files: Mapping[str, FileRecord]
     """By path in the bundle."""
 

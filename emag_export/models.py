@@ -30,9 +30,10 @@ class SamplingDefaults:
     emag_stop: int = 50
     """Both end."""
     emag_unit: str = "250ths"
-    """Of the three: 250ths of the run, or steps."""
+    """Of the three: 250ths of the run, or steps. Windows in steps are those of the default number of steps: runs
+    of another number take them as 250ths."""
     max_sequence_length: int = 256
-    """Tokens of the part of the text whose length can be chosen."""
+    """Tokens of the part of the text whose length can be chosen; 0 where prompts are no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class KnownModel:
     """Hub id, or ``package:`` and a folder inside this package."""
     summary: str
     gated: bool = False
+    license: str = "Apache-2.0"
+    """Of the weights, where they are not gated."""
     blocks: int
     """Transformer blocks of the checkpoint."""
     precision: str = "float16"

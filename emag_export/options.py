@@ -54,12 +54,17 @@ class BuildOptions:
     """Merged into the transformer, in order."""
     max_sequence_length: int | None = None
     """Tokens of the part of the text whose length can be chosen; None takes the model's default."""
+    timestep_shift: float | None = None
+    """Shift of the frequencies that embed time, for DiT; None takes diffusers', 1, and the released code has
+    0."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variant", member(Variant, self.variant, "variant"))
         object.__setattr__(self, "renorm", member(Renorm, self.renorm, "renorm"))
         if self.precision is not None:
             object.__setattr__(self, "precision", _dtype(self.precision, PRECISIONS, "precision"))
+        if self.timestep_shift is not None and not 0 <= self.timestep_shift <= 1:
+            raise InputError(f"`timestep_shift` is {self.timestep_shift}; give a number from 0 to 1")
         state = _dtype(self.state_precision, STATE_PRECISIONS, "state precision")
         object.__setattr__(self, "state_precision", state)
 

@@ -3,10 +3,12 @@
 from dataclasses import replace
 from typing import Any, TypedDict
 
+from emag_export.bundle import Bundle
 from emag_export.errors import InputError
-from emag_export.runtime.request import GenerationRequest
+from emag_export.runtime.request import GenerationRequest, default_request
+from emag_export.runtime.sampling.plan import Unit
 
-__all__ = ["SAMPLING_KEYWORDS", "SamplingKeywords", "amended"]
+__all__ = ["SAMPLING_KEYWORDS", "SamplingKeywords", "amended", "request_for"]
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -80,6 +82,22 @@ _WINDOWS = {
 """Field of :class:`~emag_export.runtime.sampling.plan.EmagWindows` to the keyword that sets it."""
 
 
+def request_for(bundle: Bundle, prompt: str, keywords: SamplingKeywords) -> GenerationRequest:
+    """The bundle's defaults for a prompt, changed by the keywords that were given.
+
+    Whether the prompt may be empty is for the guidance to say, so it comes last.
+
+    Args:
+        bundle: Gives defaults.
+        prompt: What to draw.
+        keywords: Of :class:`SamplingKeywords`.
+
+    Raises:
+        InputError: As :func:`amended`; or if there is no prompt and the guidance needs one.
+    """
+    return replace(amended(default_request(bundle, "-"), keywords), prompt=prompt)
+
+
 def amended(request: GenerationRequest, keywords: SamplingKeywords) -> GenerationRequest:
     """A request changed by the keywords that were given.
 
@@ -99,7 +117,10 @@ def amended(request: GenerationRequest, keywords: SamplingKeywords) -> Generatio
 
     guidance = replace(request.guidance, **taken(**_GUIDANCE))
     guidance = replace(guidance, apg=replace(guidance.apg, **taken(scale="guidance_scale")))
-    windows = replace(request.windows, **taken(**_WINDOWS))
+    windows = request.windows
+    if words.get("steps", request.steps) != request.steps:  # they were in steps of another run
+        windows = replace(windows, unit=Unit.RUN)
+    windows = replace(windows, **taken(**_WINDOWS))
     fields = ("steps", "height", "width", "seed", "negative_prompt", "random_blocks")
     return replace(
         request,

@@ -16,13 +16,13 @@ from emag_export.engines.registry import EngineOpener, open_backend
 from emag_export.errors import InputError
 from emag_export.families.texts import Encoded
 from emag_export.kinds import Variant
-from emag_export.runtime.keywords import SamplingKeywords, amended
+from emag_export.runtime.keywords import SamplingKeywords, request_for
 from emag_export.runtime.loop import DenoiseStep, denoise
 from emag_export.runtime.pictures.decode import Pictures, decode_latents
 from emag_export.runtime.pictures.metadata import Picture, make_picture
 from emag_export.runtime.pictures.preview import preview_factors
 from emag_export.runtime.prepare import Prepared, prepare
-from emag_export.runtime.request import GenerationRequest, default_request
+from emag_export.runtime.request import GenerationRequest
 from emag_export.runtime.sampling.pool import StatePool
 from emag_export.runtime.stream import StreamStep, previews_of
 from emag_export.runtime.text.prompts import PromptEncoder, load_tokenizers
@@ -74,6 +74,7 @@ class Pipeline:
             load_tokenizers(bundle),
             contract=bundle.contract,
             max_sequence_length=tokens,
+            labels=bundle.labels,
         )
 
     @classmethod
@@ -206,7 +207,7 @@ class Pipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or images < 1:
             raise InputError(f"{len(prompts)} prompts with {images} pictures each is nothing to draw")
-        bases = [amended(default_request(self.bundle, text), sampling) for text in prompts]
+        bases = [request_for(self.bundle, text, sampling) for text in prompts]
         return [replace(base, seed=base.seed + offset) for base in bases for offset in range(images)]
 
     def _pictures(self, prepared: Prepared, latents: Tensor) -> list[Picture]:
@@ -251,6 +252,8 @@ def _text_tokens(bundle: Bundle, asked: int | None) -> int:
     most = bundle.defaults.max_sequence_length
     if asked is None:
         return most
+    if not most:
+        raise InputError(f"{bundle.path} takes no text; leave out `max_sequence_length`")
     if not 1 <= asked <= most:
         raise InputError(
             f"max_sequence_length is {asked}, {bundle.path} was made for 1 to {most} tokens: "

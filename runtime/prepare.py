@@ -97,15 +97,9 @@ def initial_noise(
 
 
 def cads_annealer(plan: Plan, generators: Sequence[torch.Generator]) -> Anneal:
-    """CADS on the prompt embeddings, with noise from every image's own generator.
-
-    Raises:
-        InputError: If the model takes no prompt embeddings.
-    """
-    config, family = plan.guidance.cads, family_of(plan.contract)
-    if family.annealed is None:
-        raise InputError(f"{family.title} takes no prompt embeddings to anneal; choose another `guidance`")
-    name = family.annealed
+    """CADS on the prompt embeddings, with noise from every image's own generator."""
+    config, name = plan.guidance.cads, family_of(plan.contract).annealed
+    assert name is not None, "plan_request refuses such a guidance"
 
     def anneal(index: int, conditioning: Conditioning) -> Conditioning:
         gamma = cads_gamma(index, len(plan.steps), config)

@@ -14,7 +14,7 @@ from emag_export.runtime.sampling.select import Choose, always, at_random
 from emag_export.shapes import Sizes, evaluate
 from emag_export.sizes import picture_sizes
 
-__all__ = ["GenerationRequest", "default_request", "plan_request"]
+__all__ = ["GenerationRequest", "any_prompt", "check_prompts", "default_request", "plan_request"]
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -69,6 +69,10 @@ def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:
     Raises:
         InputError: If size, steps or guidance do not fit the bundle.
     """
+    if request.guidance.rule.cads and bundle.family.annealed is None:
+        raise InputError(
+            f"{bundle.family.title} takes no prompt embeddings to anneal; choose another `guidance`"
+        )
     tokens, contract = request.image_tokens(bundle), bundle.contract
     scheduler = bundle.config("scheduler", "scheduler_config.json")
     schedule = schedule_of(scheduler, request.steps, tokens, prediction=contract.prediction)
@@ -80,6 +84,26 @@ def _choose(contract: DenoiserContract, request: GenerationRequest) -> Choose | 
     if request.random_blocks is not None:
         return at_random(request.random_blocks, contract.blocks, request.steps)
     return None if request.fixed_blocks is None else always(request.fixed_blocks, contract.blocks)
+
+
+def check_prompts(bundle: Bundle, request: GenerationRequest) -> None:
+    """Refuse prompts that the bundle does not know, before anything is opened. Any text is known as text.
+
+    Raises:
+        InputError: If the model is prompted by class and there is no such class, with the nearest names.
+    """
+    if bundle.labels is None:
+        return
+    for name in ("prompt", "negative_prompt"):
+        try:
+            bundle.labels.find(getattr(request, name))
+        except InputError as error:
+            raise InputError(f"the `{name}` of this model is a class: {error.message}") from error
+
+
+def any_prompt(bundle: Bundle, text: str) -> str:
+    """A prompt for what does not depend on it: this text, or a class where prompts are classes."""
+    return text if bundle.labels is None else "0"
 
 
 def default_request(bundle: Bundle, prompt: str, variant: Variant | None = None) -> GenerationRequest:

@@ -14,6 +14,7 @@ from emag_export.engines.registry import EngineOpener, open_backend
 from emag_export.exporter.build import build
 from emag_export.kinds import Variant
 from emag_export.options import BuildOptions
+from tests.dit import save_dit_pipeline
 
 
 def opener(**options: Any) -> EngineOpener:
@@ -71,6 +72,18 @@ def small_bundle(shared_folder: Path, small_pipeline: Path) -> Path:
     """The small pipeline as emag. Read-only: copy it to change it."""
     options = BuildOptions(variant=Variant.EMAG, emag_candidates=(1, 2))
     return once(shared_folder / "small-bundle", lambda path: build(str(small_pipeline), path, options))
+
+
+@pytest.fixture(scope="session")
+def dit_pipeline(shared_folder: Path) -> Path:
+    """A ``DiTPipeline`` saved by diffusers: four blocks, ten classes of which five have names."""
+    return once(shared_folder / "dit-pipeline", save_dit_pipeline)
+
+
+@pytest.fixture(scope="session")
+def dit_bundle(shared_folder: Path, dit_pipeline: Path) -> Path:
+    """That pipeline as emag-q. Read-only: copy it to change it."""
+    return once(shared_folder / "dit-bundle", lambda path: build(str(dit_pipeline), path))
 
 
 def _save_small_pipeline(path: Path) -> None:

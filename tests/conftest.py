@@ -28,6 +28,8 @@ from emag_export.exporter.graph.passes import write_engine_graphs  # noqa: E402
 from emag_export.families import FAMILIES  # noqa: E402
 from emag_export.kinds import Renorm, Variant  # noqa: E402
 from tests.bundles import (  # noqa: E402, F401  fixtures of several files
+    dit_bundle,
+    dit_pipeline,
     shared_folder,
     small_bundle,
     small_pipeline,
@@ -40,6 +42,7 @@ hypothesis.settings.register_profile("emag-export", deadline=None)
 hypothesis.settings.load_profile("emag-export")
 
 EXPORTING_FIXTURES = {
+    "dit_bundle",
     "tiny_bundle",
     "tiny_bundles",
     "small_bundle",

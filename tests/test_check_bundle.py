@@ -19,7 +19,7 @@ from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
 from emag_export.exporter.build import build
 from emag_export.exporter.eager import open_eager, source_of
-from emag_export.exporter.source.load import load_transformer
+from emag_export.exporter.source.load import load_recorded
 from emag_export.options import BuildOptions
 from emag_export.progress import Event
 from emag_export.reference import check_bundle as checking
@@ -112,12 +112,12 @@ def test_where_memory_is_short_the_model_is_gone_before_the_engine_comes(
     ran: list[bool] = []
 
     def load(*arguments: Any) -> Any:
-        model = load_transformer(*arguments)
+        model = load_recorded(*arguments)
         models.append(weakref.ref(model))
         return model
 
     have(monkeypatch, available)
-    monkeypatch.setattr(checking, "load_transformer", load)
+    monkeypatch.setattr(checking, "load_recorded", load)
     bundle = Bundle(tiny_bundle)
 
     def watched(bundle: Bundle, component: str) -> Engine:
@@ -158,12 +158,12 @@ def test_a_denoiser_alone_fails_when_it_is_another_one(
     denoiser_only: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(*arguments: Any) -> Any:
-        model = load_transformer(*arguments)
+        model = load_recorded(*arguments)
         with torch.no_grad():
             model.transformer_blocks[2].ff.net[2].weight[3, 5] += 0.5
         return model
 
-    monkeypatch.setattr(checking, "load_transformer", damaged)
+    monkeypatch.setattr(checking, "load_recorded", damaged)
     bundle = Bundle(denoiser_only)
     assert not check_bundle(bundle, opener(threads=1), requests(bundle)).passed
 

@@ -81,7 +81,7 @@ def test_the_graph_of_sd3_is_spelt_as_always() -> None:
     [
         (Variant.EMAG_Q, (24, "h", "w", 64), (24, 16, 16, 64)),
         (Variant.EMAG, (24, "h*w", "h*w+text"), (24, 256, 256)),
-        (Variant.EMAG_I, (24, "h*w", "h*w"), (24, 256, 256)),
+        (Variant.EMAG_I, (24, "h*w", "h*w"), None),
         (Variant.EMAG_T, (24, "h*w", "text"), None),
     ],
 )
@@ -90,7 +90,9 @@ def test_what_is_averaged_follows_from_variant_and_attention(
 ) -> None:
     assert replace(SD3, variant=variant).state_dims == of_sd3
     if of_fixed is None:
-        with pytest.raises(InputError, match="this model's attention sees none; choose another `variant`"):
+        with pytest.raises(
+            InputError, match="this model's attention sees no text; choose the `variant` emag or"
+        ):
             replace(FIXED, variant=variant)
         return
     fixed = replace(FIXED, variant=variant)

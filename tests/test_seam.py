@@ -16,9 +16,12 @@ from emag_export.kinds import Variant
 from tests.conftest import small_model
 
 ROOT = Path(__file__).parent.parent
-MODEL_WORDS = re.compile("sd3|clip(?!_sample)|t5", re.IGNORECASE)
+MODEL_WORDS = re.compile(r"sd3|clip(?!_sample)|t5|\bdit\b", re.IGNORECASE)
 """``clip_sample`` is a field of diffusers' schedulers."""
-OWN = ("emag_export/families/sd3/", "emag_export/tiny_sd3/", "emag_export/families/__init__.py")
+OWN = (
+    *("emag_export/families/sd3/", "emag_export/families/dit/", "emag_export/families/__init__.py"),
+    "emag_export/tiny_sd3/",
+)
 
 
 def sources() -> list[Path]:

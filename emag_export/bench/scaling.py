@@ -96,6 +96,8 @@ def _runs(setup: Setup, axis: str) -> Iterator[tuple[float, Callable[[], Sequenc
 
 def _of_tokens(bundle: Bundle, request: GenerationRequest, tokens: int) -> GenerationRequest | None:
     """A square picture of so many image tokens, where the model takes it."""
+    if request.image_tokens(bundle) == tokens:
+        return request
     side = round(tokens**0.5)
     height, width = (side * unit for unit in side_pixels(bundle.contract, bundle.geometry))
     sized = replace(request, height=height, width=width)

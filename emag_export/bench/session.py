@@ -20,8 +20,7 @@ from emag_export.engines.protocol import Engine
 from emag_export.engines.registry import EngineOpener
 from emag_export.errors import InputError
 from emag_export.exporter.eager import source_of
-from emag_export.exporter.source.load import load_transformer
-from emag_export.exporter.source.lora import recorded_loras
+from emag_export.exporter.source.load import load_recorded
 from emag_export.progress import Event, Progress, silent
 from emag_export.reference.check_bundle import random_encoder
 from emag_export.runtime.prepare import Prepared, prepare
@@ -153,8 +152,7 @@ def load_original(setup: Setup) -> Any:
         ModelError: If it is not there, or is another one.
     """
     first = setup.bundles[0]
-    loras = recorded_loras(first.provenance.loras)
-    return load_transformer(source_of(first, setup.source), first.contract.precision, loras)
+    return load_recorded(source_of(first, setup.source), first.contract.precision, first.provenance)
 
 
 def measure(setup: Setup, *, rounds: int = 1, progress: Progress = silent) -> list[Result]:

@@ -95,6 +95,7 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool = False, progress: Pr
                 preview=preview,
                 source=plan.provenance,
                 encoders=encoders,
+                labels=plan.labels,
                 files=staging.files(),
             )
         )

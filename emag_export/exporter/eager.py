@@ -13,8 +13,7 @@ from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
 from emag_export.exporter.describe.identify import resolve
 from emag_export.exporter.graph.fork import fork
-from emag_export.exporter.source.load import load_transformer, wrapped
-from emag_export.exporter.source.lora import recorded_loras
+from emag_export.exporter.source.load import load_recorded, wrapped
 from emag_export.families.source_model import SourceModel
 
 __all__ = ["ModuleEngine", "open_eager", "open_torch", "open_torch_compile", "source_of"]
@@ -65,8 +64,7 @@ def open_eager(
         model_of = source if bundle.provenance.model == source.name else source_of(bundle)
         precision = bundle.contract.precision
         if component == DENOISER:
-            loras = recorded_loras(bundle.provenance.loras)
-            module = fork(load_transformer(model_of, precision, loras), bundle.contract)
+            module = fork(load_recorded(model_of, precision, bundle.provenance), bundle.contract)
             return denoiser(module.to(device), bundle.contract.graph, device)
         traced = wrapped(model_of, bundle.family.component(component), precision)
         return EagerEngine(traced.to(device), bundle.spec(component), device)

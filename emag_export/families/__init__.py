@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from emag_export.contract import DenoiserContract
 from emag_export.errors import ContractError, ModelError
+from emag_export.families.dit import DIT
 from emag_export.families.family import Config, Family
 from emag_export.families.sd3 import SD3
 from emag_export.kinds import Variant
@@ -25,7 +26,7 @@ __all__ = [
     "sampling_defaults",
 ]
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (SD3,)})
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (SD3, DIT)})
 """By ``contract.family``."""
 
 KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
@@ -78,7 +79,7 @@ def family_of_pipeline(class_name: str | None, where: str) -> Family:
 def sampling_defaults(
     model: str, family: Family, config: Config, variant: Variant, *, pixels_per_latent: int
 ) -> SamplingDefaults:
-    """Defaults of a known model, or sensible ones: its own size, a quarter to a third of its depth.
+    """Defaults of a known model, or its family's for its own size and depth.
 
     Args:
         model: Name or path, as the user gave it.
@@ -95,5 +96,4 @@ def sampling_defaults(
 
 def _sizes_and_blocks(family: Family, config: Config, pixels_per_latent: int) -> SamplingDefaults:
     shape = family.shape(config, "float32")
-    side, blocks = shape.native_side * pixels_per_latent, shape.num_blocks
-    return SamplingDefaults(height=side, width=side, candidates=tuple(range(blocks // 4, blocks // 3 + 1)))
+    return family.defaults(shape.native_side * pixels_per_latent, shape.num_blocks)

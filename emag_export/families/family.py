@@ -19,6 +19,7 @@ from typing import Any
 
 from emag_export.contract import DenoiserContract, GraphSpec, TensorSpec
 from emag_export.kinds import Renorm, Variant
+from emag_export.labels import ClassLabels
 from emag_export.models import KnownModel, NegativeDefaults, SamplingDefaults
 from emag_export.shapes import Dim, Sizes
 from emag_export.sizes import TextRange
@@ -115,6 +116,8 @@ class Family:
     """``_class_name`` in ``model_index.json``."""
     transformer: str
     """Class of the denoiser in diffusers."""
+    legacy_transformers: tuple[str, ...] = ()
+    """What that class was called when older checkpoints were saved."""
     components: tuple[Component, ...]
     """In the order in which a bundle lists them; those with a tokenizer encode text."""
     decoder: str
@@ -127,25 +130,32 @@ class Family:
     """From the autoencoder's configuration."""
     text: Callable[[Callable[[str], Config], SamplingDefaults], TextRange]
     """(configuration by folder, defaults) to the number of text tokens."""
-    longest_text: int
-    """Largest ``max_sequence_length``."""
-    annealed: str | None
+    longest_text: int = 0
+    """Largest ``max_sequence_length``; 0 where prompts are no text."""
+    labels: Callable[[Mapping[str, Any], Config], ClassLabels] | None = None
+    """(``model_index.json``, transformer configuration) to the classes that prompts name; None: prompts are
+    text."""
+    annealed: str | None = None
     """Conditioning tensor that CADS mixes noise into; None where there is no text."""
     attentions: Callable[[Config], int]
     """Attentions in one call of the denoiser."""
+    settings: tuple[str, ...] = ()
+    """Fields of ``BuildOptions`` that only some families have."""
     models: Mapping[str, KnownModel]
     """Known by name."""
     negatives: Mapping[Variant, NegativeDefaults]
     """Kinds of negatives that are sampled otherwise than EMAG, for models that say nothing of their own."""
+    defaults: Callable[[int, int], SamplingDefaults]
+    """(pixels along a side of the pictures it was trained on, blocks) of a model not known by name."""
     configs: Mapping[str, Mapping[str, Config]]
     """Name to the configuration of every folder: what random weights are made for."""
     classes: Mapping[str, tuple[str, str]]
     """Folder to library and class, as ``model_index.json`` names them."""
     parameters: Mapping[str, int]
     """Numbers in a model's transformer, by name of the model, and in the other folders."""
-    token_limits: Mapping[str, int]
+    token_limits: Mapping[str, int] = field(default_factory=dict)
     """Folder of a tokenizer to its longest text."""
-    vocabulary: str
+    vocabulary: str = ""
     """Folder in this package with tokenizers for models with random weights."""
     single_file: str | None = None
     """``module:function`` that opens a checkpoint of one file; None where there is no such format."""

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from emag_export.contract import DenoiserContract
+from emag_export.labels import ClassLabels
 
 __all__ = ["Cut", "Encoded", "Texts"]
 
@@ -44,7 +45,7 @@ class Encoded:
 
 @runtime_checkable
 class Texts(Protocol):
-    """Tokenizers and text encoders of one bundle."""
+    """What one bundle makes conditioning of: tokenizers and text encoders, or classes."""
 
     @property
     def contract(self) -> DenoiserContract:
@@ -53,6 +54,10 @@ class Texts(Protocol):
     @property
     def max_sequence_length(self) -> int:
         """Tokens of the part of the text whose length can be chosen."""
+
+    @property
+    def labels(self) -> ClassLabels | None:
+        """The classes that prompts name; None where they are text."""
 
     def has(self, encoder: str) -> bool:
         """Whether the bundle has this text encoder."""

@@ -11,13 +11,14 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from emag_export.bundle import DENOISER, Bundle
+from emag_export.contract import TensorSpec
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.engines.registry import EngineOpener
 from emag_export.exporter.eager import open_eager, source_of
-from emag_export.exporter.source.load import load_transformer
-from emag_export.exporter.source.lora import recorded_loras
+from emag_export.exporter.source.load import load_recorded
 from emag_export.families.source_model import SourceModel
 from emag_export.families.texts import Cut, Encoded
 from emag_export.progress import Event, Progress, silent
@@ -30,7 +31,7 @@ from emag_export.runtime.pictures.decode import decode_latents
 from emag_export.runtime.prepare import Encode, Prepared, prepare
 from emag_export.runtime.request import GenerationRequest
 from emag_export.runtime.text.prompts import PromptEncoder, load_tokenizers
-from emag_export.shapes import evaluate
+from emag_export.shapes import Sizes, evaluate
 from emag_export.shared_encoders import components_of, home_of
 
 __all__ = ["check_bundle", "random_encoder"]
@@ -93,7 +94,7 @@ def _reference(
     A generator owns its models: nothing is loaded before the first step, nothing stays after the last.
     """
     steps = two_pass_denoise(
-        load_transformer(source, "float32", recorded_loras(bundle.provenance.loras)),
+        load_recorded(source, "float32", bundle.provenance),
         prepared.plan,
         prepared.latents,
         prepared.conditioning,
@@ -136,14 +137,15 @@ def _encoder(bundle: Bundle, open_engine: EngineOpener) -> Iterator[Encode]:
             load_tokenizers(bundle),
             contract=bundle.contract,
             max_sequence_length=bundle.defaults.max_sequence_length,
+            labels=bundle.labels,
         ).encode
 
 
 def random_encoder(bundle: Bundle) -> Encode:
-    """Standard normal embeddings in place of text encoders: the same prompt always gets the same numbers.
+    """Random numbers in place of what prompts mean: the same prompt always gets the same ones.
 
-    A denoiser is not told apart from its reference by what the text means, only by whether every input
-    matters to both alike, for which noise serves.
+    Standard normal embeddings, or classes. A denoiser is not told apart from its reference by what the text
+    means, only by whether every input matters to both alike, for which noise serves.
 
     Args:
         bundle: Gives widths, and the number of tokens its text encoders would give.
@@ -153,14 +155,19 @@ def random_encoder(bundle: Bundle) -> Encode:
     def encode(prompts: Sequence[str]) -> Encoded:
         generators = [torch.Generator().manual_seed(_seed(prompt)) for prompt in prompts]
         tensors = {
-            tensor.name: torch.cat(
-                [torch.randn(evaluate(tensor.dims, sizes), generator=g) for g in generators]
-            ).to(TORCH_DTYPES[tensor.dtype])
+            tensor.name: torch.cat([_random(tensor, sizes, generator) for generator in generators])
             for tensor in contract.conditioning
         }
         return Encoded(tensors=tensors, cut=(Cut(),) * len(prompts))
 
     return encode
+
+
+def _random(tensor: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Tensor:
+    shape = evaluate(tensor.dims, sizes)
+    if tensor.below is not None:
+        return torch.randint(0, tensor.below, shape, generator=generator)
+    return torch.randn(shape, generator=generator).to(TORCH_DTYPES[tensor.dtype])
 
 
 def _seed(prompt: str) -> int:
@@ -186,6 +193,8 @@ def _has_encoders(bundle: Bundle) -> bool:
 
 def _embeddings(bundle: Bundle, prepared: Prepared) -> str:
     shapes = ", ".join(f"{n} {list(t.shape[1:])}" for n, t in prepared.conditioning.given.items())
+    if bundle.labels is not None:
+        return "none, prompts are classes"
     if _has_encoders(bundle):
         return f"the bundle's text encoders: {shapes}"
     return f"random (standard normal, seeded by each prompt), the bundle has no text encoders: {shapes}"

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
 from emag_export.progress import Event, Progress, silent
 from emag_export.reference.comparison import (
+    USUAL_LATENT,
     Choice,
     Comparison,
     FreeStep,
@@ -40,6 +43,7 @@ class _Kept:
     conditioning: Conditioning
     mask: Tensor
     latents: Rows
+    noise: Rows | None
 
 
 def compare(
@@ -79,7 +83,9 @@ def compare(
             )
         noise = step.latents_before if noise is None else noise
         steps.append(_compare_step(engine, plan, step))
-        kept.append(_Kept(conditioning=step.conditioning, mask=step.mask, latents=step.latents))
+        kept.append(
+            _Kept(conditioning=step.conditioning, mask=step.mask, latents=step.latents, noise=step.noise)
+        )
         progress(Event(component="comparison", phase="step", done=len(kept), total=total))
     if noise is None:
         raise InputError(
@@ -134,11 +140,19 @@ def _free_run(
 ) -> tuple[tuple[FreeStep, ...], Rows]:
     """The engine's own run, and its latents after the reference's last step.
 
-    The reference's conditioning of each step is replayed, so random annealing is the same on both sides.
+    The reference's conditioning and noise of each step are replayed, so what is random is the same on both
+    sides.
     """
     conditionings = [step.conditioning.to(engine.device) for step in kept]
     run = RunState.start(plan.contract, noise.to(engine.device), conditionings[0].given)
-    own = denoise(engine, plan, run, conditionings[0], anneal=lambda index, _: conditionings[index])
+    noises = [None if step.noise is None else step.noise.to(engine.device) for step in kept]
+
+    def drawn(index: int) -> Rows:
+        found = noises[index]
+        return torch.zeros_like(run.latents) if found is None else found
+
+    anneal = partial(_replayed, conditionings)
+    own = denoise(engine, plan, run, conditionings[0], anneal=anneal, noise=drawn)
     free, latents = [], noise
     for done, (wanted, got) in enumerate(zip(kept, own, strict=False), start=1):
         latents = got.latents.to(wanted.latents.device)
@@ -149,6 +163,7 @@ def _free_run(
                 max_abs=float((latents - wanted.latents).abs().max()),
                 reference_blocks=_perturbed_blocks(plan.contract.blocks, wanted.mask),
                 engine_blocks=_perturbed_blocks(plan.contract.blocks, got.mask),
+                size=max(1.0, float(wanted.latents.abs().max()) / USUAL_LATENT),
             )
         )
         total = 2 * len(plan.steps)
@@ -156,6 +171,10 @@ def _free_run(
         if done == len(kept):
             break  # before asking for a step that the reference does not have
     return tuple(free), latents
+
+
+def _replayed(steps: Sequence[Conditioning], index: int, conditioning: Conditioning) -> Conditioning:
+    return steps[index]
 
 
 def _compare_pictures(reference: Pictures, engine: Pictures) -> tuple[PicturePair, ...]:

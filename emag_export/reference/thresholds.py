@@ -23,8 +23,9 @@ class Threshold:
     """Blocks whose Delta differ by less than this fraction may be chosen either way; None: choices are
     reported, not judged."""
     free: float | None
-    """Largest difference of latents in a free run while both sides choose alike; a differing choice is
-    excused where Delta lead by less than this fraction. None: not judged."""
+    """Largest difference of latents of usual size in a free run while both sides choose alike, in proportion
+    where they are larger; a differing choice is excused where Delta lead by less than this fraction. None:
+    not judged."""
 
 
 _HALF_AVERAGES = "float32 with float16 averages"

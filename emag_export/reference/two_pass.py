@@ -50,6 +50,8 @@ class ReferenceStep:
     predictions: Predictions
     latents: Rows
     """After the step."""
+    noise: Rows | None = None
+    """Standard normal; what was added is a multiple of it. None where the sampler adds none."""
     floor: Mapping[str, TensorError] = field(default_factory=dict)
     """By output, the error that PyTorch itself makes in the engine's precision on this very step; empty
     where it was not measured."""
@@ -118,14 +120,13 @@ def two_pass_denoise(
                 predictions = replace(predictions, perturbed=perturbed)
         terms = Terms.of(plan.guidance, Clean.of(step.p, step.q))
         guided, momentum = combine(step.rule, terms, predictions, latents, momentum)
-        latents = step.a * latents + step.b * guided
+        latents, drawn = step.a * latents + step.b * guided, None
         if step.log_variance is not None:
             assert noise is not None, "a plan of a sampler that adds noise comes with it"
             low, high = step.log_variance
             share = 0.0 if variance is None else (variance + 1) / 2
-            latents = latents + torch.exp(torch.as_tensor((low + share * (high - low)) / 2)) * noise(
-                step.index
-            )
+            drawn = noise(step.index)
+            latents = latents + torch.exp(torch.as_tensor((low + share * (high - low)) / 2)) * drawn
         yield ReferenceStep(
             plan=step,
             latents_before=latents_before,
@@ -137,6 +138,7 @@ def two_pass_denoise(
             mask=mask,
             predictions=predictions,
             latents=latents,
+            noise=drawn,
         )
 
 

@@ -21,6 +21,9 @@ from emag_export.serve.settings import ServerSettings
 
 __all__ = ["Models", "ServedModel", "name_of", "open_models"]
 
+_CLASSES = 1000
+"""Of one model that are named; as many as ImageNet has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
@@ -58,13 +61,28 @@ class ServedModel:
                 "guidance_scale": defaults.guidance_scale,
                 "emag_scale": defaults.emag_scale,
                 "candidates": list(contract.blocks),
-                "guidances": {name: rule.summary for name, rule in GUIDANCES.items()},
+                "guidances": _guidances(self.bundle),
+                **_prompts(self.bundle),
                 "previews": self.bundle.preview is not None,
                 "max_images": self.most_images(settings),
                 "max_steps": settings.max_steps,
                 "images_per_call": self.batched.sizing.room.per_call,
             },
         }
+
+
+def _guidances(bundle: Bundle) -> dict[str, str]:
+    """Those that the model can do, and how each combines predictions."""
+    embeds = bundle.family.annealed is not None
+    return {name: rule.summary for name, rule in GUIDANCES.items() if embeds or not rule.cads}
+
+
+def _prompts(bundle: Bundle) -> dict[str, Any]:
+    """Whether a prompt is text or a class, and how classes are called."""
+    labels = bundle.labels
+    if labels is None:
+        return {"prompt": "text"}
+    return {"prompt": "class", "class_count": labels.count, "classes": labels.shown(_CLASSES)}
 
 
 class Models:

@@ -5,8 +5,8 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
-from emag_export.runtime.keywords import amended
-from emag_export.runtime.request import GenerationRequest, default_request
+from emag_export.runtime.keywords import request_for
+from emag_export.runtime.request import GenerationRequest
 from emag_export.serve.errors import OF_GUIDANCE, ApiError
 from emag_export.serve.models import ServedModel
 from emag_export.serve.schemas import GenerationBody
@@ -50,7 +50,7 @@ def requests_of(
         "guidance_interval": None if options.guidance_interval is None else tuple(options.guidance_interval),
         "emag_blocks": None if options.blocks is None else tuple(options.blocks),
     }
-    base = amended(default_request(model.bundle, body.prompt), given)  # type: ignore[arg-type]
+    base = request_for(model.bundle, body.prompt, given)  # type: ignore[arg-type]
     if base.steps > settings.max_steps:
         raise _beyond("num_inference_steps", base.steps, f"at most {settings.max_steps}")
     return [replace(base, seed=base.seed + index) for index in range(body.n)]

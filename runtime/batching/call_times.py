@@ -149,9 +149,10 @@ def measure_call_times(
         slots = Slots(prepared.plan.contract, prepared.latents, prepared.conditioning, images)
         for _ in range(images):
             slots.join(prepared.latents, prepared.conditioning)
+        noise = None if prepared.noise is None else torch.cat([prepared.latents] * images)
         for phase, step in steps.items():
             call = [ImageStep(step=step, guidance=prepared.plan.guidance)] * images
-            seconds = _median_seconds(lambda: slots.step(engine, call), engine.device)  # noqa: B023
+            seconds = _median_seconds(lambda: slots.step(engine, call, noise), engine.device)  # noqa: B023
             rows.append(CallTime(images=images, phase=phase, seconds=seconds))
         rates.append(images / (rows[-1].seconds + rows[-2].seconds))
         if len(rates) > 2 and max(rates[-2:]) < _PAYS * max(rates[:-2]):

@@ -16,7 +16,7 @@ from emag_export.runtime.batching.call_times import (
 )
 from emag_export.runtime.batching.policy import policy_of
 from emag_export.runtime.pipeline import Pipeline
-from emag_export.runtime.request import default_request
+from emag_export.runtime.request import any_prompt, default_request
 from emag_export.runtime.sampling.plan import Plan
 from emag_export.runtime.sampling.state import state_shape
 
@@ -79,7 +79,7 @@ def size_room(pipeline: Pipeline, options: BatchingOptions, progress: Progress =
         EngineError: If the engine fails.
         InputError: If fewer live images than images per call were asked for.
     """
-    request = default_request(pipeline.bundle, _PROMPT)
+    request = default_request(pipeline.bundle, any_prompt(pipeline.bundle, _PROMPT))
     prepared = pipeline.prepare([request])
     size = (request.height, request.width)
     path, table = stored_call_times(pipeline.bundle, pipeline.denoiser, size, options.threads)

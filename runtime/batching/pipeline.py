@@ -22,7 +22,7 @@ from emag_export.runtime.batching.ticket import Progressed, Status, Ticket, Tick
 from emag_export.runtime.pictures.metadata import make_picture
 from emag_export.runtime.pictures.preview import preview_factors
 from emag_export.runtime.pipeline import Pipeline
-from emag_export.runtime.request import GenerationRequest, plan_request
+from emag_export.runtime.request import GenerationRequest, check_prompts, plan_request
 from emag_export.runtime.stream import preview_images
 
 __all__ = ["BatchedPipeline"]
@@ -145,6 +145,7 @@ class BatchedPipeline:
             UnavailableError: If this is about to end, or its engine is being opened again.
         """
         for request in requests:
+            check_prompts(self.bundle, request)
             plan_request(self.bundle, request)
         if shown:
             preview_factors(self.bundle)

@@ -12,6 +12,7 @@ from emag_export.contract import DenoiserContract
 from emag_export.engines.protocol import Engine
 from emag_export.families import family_of
 from emag_export.families.texts import Encoded
+from emag_export.labels import ClassLabels
 from emag_export.shared_encoders import home_of
 
 __all__ = ["CACHED_PROMPTS", "PromptEncoder", "load_tokenizers"]
@@ -19,9 +20,11 @@ __all__ = ["CACHED_PROMPTS", "PromptEncoder", "load_tokenizers"]
 
 def load_tokenizers(bundle: Bundle) -> dict[str, Any]:
     """Tokenizers of a bundle, keyed by the text encoder they feed; their files are checked first."""
+    if not bundle.family.tokenizers:
+        return {}
     from transformers import AutoTokenizer
 
-    tokenizers = {}
+    tokenizers: dict[str, Any] = {}
     for encoder, folder in bundle.family.tokenizers.items():
         home = home_of(bundle, folder)
         if (home.path / folder).is_dir():
@@ -47,6 +50,7 @@ class PromptEncoder:
         tokenizers: By name of the text encoder.
         contract: Of the denoiser that the embeddings are for.
         max_sequence_length: Tokens of the part of the text whose length can be chosen.
+        labels: Classes that prompts name, where they are no text.
         cached: Prompts to keep, the least recently used go first; 0 keeps none.
     """
 
@@ -57,10 +61,12 @@ class PromptEncoder:
         *,
         contract: DenoiserContract,
         max_sequence_length: int,
+        labels: ClassLabels | None = None,
         cached: int = CACHED_PROMPTS,
     ) -> None:
         self.contract = contract
         self.max_sequence_length = max_sequence_length
+        self.labels = labels
         self._engines = engines
         self._tokenizers = tokenizers
         self._cached = cached

@@ -28,6 +28,8 @@ def choose_components(
         if name not in there:
             raise InputError(f"{source.name} has no component {name!r}; it has {', '.join(there)}")
     for name in options.without:
+        if name not in family.folders:
+            raise InputError(f"{family.title} has no {name!r}; it has {', '.join(family.folders)}")
         if name not in family.optional:
             can = ", ".join(family.optional) or "nothing"
             raise InputError(f"pictures need {name!r}; {can} can be left out with `without`")
@@ -38,7 +40,8 @@ def choose_components(
             raise InputError("`encoders` says where the other components are; leave out `components`")
         shared = (name for name in encoders.components if name != DENOISER)
         return (DENOISER,), tuple(name for name in shared if name not in options.without)
-    if options.components is None and not any(name in there for name in family.tokenizers):
+    encoding = [name in there for name in family.tokenizers]
+    if options.components is None and encoding and not any(encoding):
         raise InputError(
             f"{source.name} has no text encoders; use those of a bundle with `encoders`, or export without "
             "them "

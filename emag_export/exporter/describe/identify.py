@@ -17,9 +17,10 @@ from emag_export.exporter.describe.recipes import GRAPHS, OPSETS, PREVIEW_FIT
 from emag_export.exporter.source.find import find_source
 from emag_export.exporter.source.lora import lora_records
 from emag_export.exporter.source.random_model import random_model
-from emag_export.families import sampling_defaults
+from emag_export.families import FAMILIES, sampling_defaults
 from emag_export.families.source_model import SourceModel
 from emag_export.hashing import hash_json
+from emag_export.labels import ClassLabels
 from emag_export.manifest import Provenance
 from emag_export.models import SamplingDefaults
 from emag_export.options import BuildOptions, Lora
@@ -43,6 +44,8 @@ class BuildPlan:
     contract: DenoiserContract
     defaults: SamplingDefaults
     geometry: Geometry
+    labels: ClassLabels | None
+    """Classes that prompts name; None where they are text."""
     components: tuple[str, ...]
     """Graphs that the bundle holds."""
     encoders: Bundle | None
@@ -70,6 +73,7 @@ def identify(model: str, options: BuildOptions, progress: Progress = silent) -> 
     """
     require_packages("accelerate", "onnx", "onnxscript", "onnxruntime", purpose="exporting")
     source = resolve(model, revision=options.revision, seed=options.weights_seed)
+    _check_settings(source, options)
     encoders = None if options.encoders is None else Bundle(options.encoders)
     decoder = source.family.component(source.family.decoder)
     pixels = source.family.latents(source.config(decoder.folder)).pixels_per_latent
@@ -85,10 +89,14 @@ def identify(model: str, options: BuildOptions, progress: Progress = silent) -> 
         versions={"emag-export": VERSION, **{name: version(name) for name in _VERSIONED}},
         seed=options.weights_seed,
         loras=lora_records(options.loras),
+        timestep_shift=options.timestep_shift,
     )
     geometry = Geometry(pixels_per_latent=pixels, text=source.family.text(source.config, defaults))
+    labels = _labels(source)
     recipe: list[Any] = [asdict(contract), asdict(defaults), asdict(geometry), components]
     recipe += [OPSETS[contract.precision], GRAPHS, PREVIEW_FIT]
+    if labels is not None:
+        recipe.append(asdict(labels))
     if encoders is not None:
         recipe.append(shared_files(encoders, shared))
     return BuildPlan(
@@ -96,6 +104,7 @@ def identify(model: str, options: BuildOptions, progress: Progress = silent) -> 
         contract=contract,
         defaults=defaults,
         geometry=geometry,
+        labels=labels,
         components=components,
         encoders=encoders,
         shared=shared,
@@ -142,11 +151,26 @@ def _defaults(source: SourceModel, options: BuildOptions, pixels: int) -> Sampli
     )
     if length is None:
         return defaults
+    if not family.longest_text:
+        raise InputError(f"{family.title} takes no text; leave out `max_sequence_length`")
     if not 1 <= length <= family.longest_text:
         raise InputError(
             f"`max_sequence_length` is {length}; {family.title} takes 1 to {family.longest_text} tokens"
         )
     return replace(defaults, max_sequence_length=length)
+
+
+def _check_settings(source: SourceModel, options: BuildOptions) -> None:
+    every = {name for family in FAMILIES.values() for name in family.settings}
+    for name in sorted(every.difference(source.family.settings)):
+        if getattr(options, name) is not None:
+            having = ", ".join(family.title for family in FAMILIES.values() if name in family.settings)
+            raise InputError(f"`{name}` is for {having}, and {source.name} is none of it; leave it out")
+
+
+def _labels(source: SourceModel) -> ClassLabels | None:
+    find = source.family.labels
+    return None if find is None else find(source.index, source.config("transformer"))
 
 
 def _contract(source: SourceModel, options: BuildOptions, defaults: SamplingDefaults) -> DenoiserContract:

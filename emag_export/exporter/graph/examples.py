@@ -40,6 +40,8 @@ def _values(tensor: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Ten
         return torch.arange(shape[0]) % sizes["trunk_rows"]
     if tensor.name == "input_ids":
         return torch.randint(0, 100, shape, generator=generator)
+    if tensor.below is not None:
+        return torch.randint(0, tensor.below, shape, generator=generator)
     scale = _UNIFORM.get(tensor.name)
     if scale is not None:
         return torch.rand(shape, generator=generator).to(TORCH_DTYPES[tensor.dtype]) * scale

@@ -76,7 +76,12 @@ def _load(plan: BuildPlan, name: str) -> tuple[nn.Module, tuple[Sizes, ...]]:
     """The module, the sizes to trace it at, and those to check the graph at."""
     contract = plan.contract
     if name == DENOISER:
-        model = load_transformer(plan.source, contract.precision, plan.loras)
+        model = load_transformer(
+            plan.source,
+            contract.precision,
+            plan.loras,
+            timestep_shift=plan.provenance.timestep_shift,
+        )
         return fork(model, contract), denoiser_sizes(contract)
     component = plan.source.family.component(name)
     return wrapped(plan.source, component, contract.precision), (component.example, *component.check)

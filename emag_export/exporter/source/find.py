@@ -69,8 +69,15 @@ def _opened(name: str, path: Path, *, revision: str | None = None) -> SourceMode
     index = read_json(index_file)
     family = family_of_pipeline(index.get("_class_name"), str(path))
     found = SourceModel(name=name, path=path, revision=revision, index=index, family=family)
-    if (kind := found.config("transformer").get("_class_name")) != family.transformer:
+    kind, entry = found.config("transformer").get("_class_name"), index.get("transformer")
+    if kind not in (family.transformer, *family.legacy_transformers):
         raise ModelError(f"the transformer of {path} is a {kind}; only {family.transformer} can be exported")
+    declared = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if declared not in (family.transformer, *family.legacy_transformers):
+        raise ModelError(
+            f"the transformer of {path} is a {kind} by its config.json and a {declared} by model_index.json; "
+            "the folder is mixed of two models: save the pipeline again with diffusers"
+        )
     for folder in filter(found.has, family.folders.values()):
         found.variant(folder)
     return found

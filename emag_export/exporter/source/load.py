@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from emag_export.errors import ModelError
-from emag_export.exporter.source.lora import merge_loras
+from emag_export.exporter.source.lora import merge_loras, recorded_loras
 from emag_export.families.family import Component, load
 from emag_export.families.source_model import SourceModel
+from emag_export.manifest import Provenance
 from emag_export.options import Lora
 from emag_export.packages import require_packages
 
-__all__ = ["load_component", "load_transformer", "wrapped"]
+__all__ = ["load_component", "load_recorded", "load_transformer", "wrapped"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -45,21 +46,51 @@ def wrapped(source: SourceModel, component: Component, precision: str) -> nn.Mod
     return module.eval()
 
 
-def load_transformer(source: SourceModel, precision: str = "float32", loras: Sequence[Lora] = ()) -> Any:
+def load_transformer(
+    source: SourceModel,
+    precision: str = "float32",
+    loras: Sequence[Lora] = (),
+    *,
+    timestep_shift: float | None = None,
+) -> Any:
     """The diffusers transformer of the source, with these LoRAs merged.
+
+    Args:
+        source: Where from.
+        precision: Of the weights.
+        loras: To merge.
+        timestep_shift: Of the frequencies that embed time, for families that have it; None is the model's.
 
     Raises:
         ModelError: If it cannot be loaded, or a LoRA does not fit.
     """
     model = _load(source, "transformer", "diffusers", source.family.transformer, precision)
     merge_loras(model, loras)
+    if timestep_shift is not None:
+        source.family.part("graph").set_timestep_shift(model, timestep_shift)
     return model
+
+
+def load_recorded(source: SourceModel, precision: str, provenance: Provenance) -> Any:
+    """The diffusers transformer that a bundle was made of, as it was when it was exported.
+
+    Args:
+        source: The bundle's.
+        precision: Of the weights.
+        provenance: The bundle's: LoRAs and settings.
+
+    Raises:
+        ModelError: As :func:`load_transformer`; or if a LoRA has moved or changed.
+    """
+    loras = recorded_loras(provenance.loras)
+    return load_transformer(source, precision, loras, timestep_shift=provenance.timestep_shift)
 
 
 def _load(source: SourceModel, folder: str, library: str, model_class: str, precision: str) -> nn.Module:
     require_packages("accelerate", purpose="loading a model's weights")
     declared = source.index[folder]
-    if declared[1] != model_class:
+    older = source.family.legacy_transformers if folder == "transformer" else ()
+    if declared[1] not in (model_class, *older):
         raise ModelError(f"{folder} of {source.path} is a {declared[1]}; only {model_class} can be exported")
     dtype = {"torch_dtype" if library == "diffusers" else "dtype": DTYPES[precision]}
     try:

@@ -6,7 +6,18 @@ from types import MappingProxyType
 from emag_export.kinds import Variant
 from emag_export.models import KnownModel, NegativeDefaults, SamplingDefaults
 
-__all__ = ["MODELS", "NEGATIVES"]
+__all__ = ["MODELS", "NEGATIVES", "defaults_of"]
+
+
+def defaults_of(side: int, blocks: int) -> SamplingDefaults:
+    """The paper's for SD3-medium, and a quarter to a third of the depth.
+
+    Args:
+        side: Pixels along a side of the pictures that the model was trained on.
+        blocks: Of the transformer.
+    """
+    return SamplingDefaults(height=side, width=side, candidates=tuple(range(blocks // 4, blocks // 3 + 1)))
+
 
 _LARGE = (9, 10, 11, 12, 13)
 """Candidates of 38 blocks."""

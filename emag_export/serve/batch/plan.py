@@ -7,9 +7,9 @@ from typing import Any
 
 from emag_export.bundle import Bundle
 from emag_export.errors import BundleError, EmagError, InputError
-from emag_export.runtime.keywords import SamplingKeywords, amended
+from emag_export.runtime.keywords import SamplingKeywords, request_for
 from emag_export.runtime.pictures.metadata import read_picture_record
-from emag_export.runtime.request import GenerationRequest, default_request, plan_request
+from emag_export.runtime.request import GenerationRequest, check_prompts, plan_request
 from emag_export.serve.batch.table import Row, read_table
 
 __all__ = ["BatchPlan", "Item"]
@@ -69,6 +69,7 @@ class BatchPlan:
             try:
                 for item in self._items_of(row):
                     count += 1
+                    check_prompts(self.bundle, item.request)
                     alike = replace(item.request, prompt="-", negative_prompt="", seed=0)
                     if alike not in planned:
                         plan_request(self.bundle, item.request)
@@ -115,8 +116,12 @@ class BatchPlan:
         return same
 
     def _items_of(self, row: Row) -> Iterator[Item]:
+        if isinstance(row.prompt, int) and self.bundle.labels is None:
+            raise InputError(
+                f"the prompt is the number {row.prompt}, and this model takes text; write a text"
+            )
         words: Mapping[str, Any] = {**self.keywords, **row.keywords}
-        base = amended(default_request(self.bundle, row.prompt), words)  # type: ignore[arg-type]
+        base = request_for(self.bundle, str(row.prompt), words)  # type: ignore[arg-type]
         for image in range(self.images):
             request = replace(base, seed=base.seed + image)
             name = f"{row.number:06d}-{image}-seed{request.seed}.png"

@@ -31,7 +31,8 @@ class Row:
 
     number: int
     """From 0, the heading not counted."""
-    prompt: str
+    prompt: str | int
+    """Text, or a class by its number."""
     keywords: Mapping[str, Any]
     """Of :class:`~emag_export.runtime.keywords.SamplingKeywords`, where the table has them."""
     others: Mapping[str, Any]
@@ -116,7 +117,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _row(number: int, fields: Mapping[str, Any]) -> Row:
     prompt = fields.get("prompt")
-    if not isinstance(prompt, str):
+    if not isinstance(prompt, str | int) or isinstance(prompt, bool):
         raise InputError(f"row {number} has no text in the column prompt; every row needs one")
     if taken := [name for name in fields if name in INDEX_COLUMNS]:
         raise InputError(f"row {number} has a column {taken[0]}, which the index needs itself; rename it")

@@ -3,15 +3,19 @@
 import { isSeed } from "./request.js";
 
 const CHECKBOXES = "emag.blocks";
+const PROMPTS = ["prompt", "negative_prompt"];
 
 /** The form's fields, by the names that the API gives them. */
 export class Fields {
   #form;
   #models = [];
+  /** The page's own prompt fields, which take text. */
+  #texts;
 
   /** @param {HTMLFormElement} form */
   constructor(form) {
     this.#form = form;
+    this.#texts = Object.fromEntries(PROMPTS.map((name) => [name, this.#control(name)]));
     this.#control("model").addEventListener("change", () => this.#offer(this.model));
     for (const radio of form.querySelectorAll("[name=view]")) {
       radio.addEventListener("change", () => this.#showView());
@@ -83,7 +87,18 @@ export class Fields {
     return this.#form.elements.namedItem(name);
   }
 
+  /** Free text, or one of the model's classes: by a name of the list, or by its number. */
+  #offerPrompts({ prompt, classes = [] }) {
+    document.getElementById("classes").replaceChildren(...classes.map((name) => new Option("", name)));
+    for (const name of PROMPTS) {
+      const [shown, text] = [this.#control(name), this.#texts[name]];
+      if (prompt === "class" && shown === text) text.replaceWith(classField(text, classes));
+      else if (prompt !== "class" && shown !== text) shown.replaceWith(text);
+    }
+  }
+
   #offer({ emag }) {
+    this.#offerPrompts(emag);
     const set = { num_inference_steps: emag.steps, width: emag.width, height: emag.height };
     const scales = { guidance_scale: emag.guidance_scale, "emag.scale": emag.emag_scale };
     for (const [name, value] of Object.entries({ ...set, ...scales })) this.#control(name).value = value;
@@ -113,6 +128,16 @@ export class Fields {
 /** A guidance as people write it: EMAG + APG. */
 export function nameOf(guidance) {
   return guidance.replace("+", " + ").replace(/\b(emag|cfg|apg|cads)\b/g, (word) => word.toUpperCase());
+}
+
+/** A field for a class in place of one for text. */
+function classField(text, classes) {
+  const field = document.createElement("input");
+  Object.assign(field, { id: text.id, name: text.name, autocomplete: "off" });
+  field.setAttribute("list", "classes");
+  if (text.name === "prompt") field.value = classes[0] ?? "0";
+  field.placeholder = text.name === "prompt" ? "A class, or its number" : "No class";
+  return field;
 }
 
 function blockBox(block) {

@@ -12,10 +12,10 @@ from emag_export.errors import EmagError, EngineError
 from emag_export.runtime.batching.banks import Room
 from emag_export.runtime.batching.job import Failed, Finished, Job, JobEvent, Urgency
 from emag_export.runtime.batching.scheduler import StepScheduler
-from emag_export.runtime.keywords import amended
+from emag_export.runtime.keywords import request_for
 from emag_export.runtime.pictures.metadata import make_picture
 from emag_export.runtime.pipeline import Pipeline
-from emag_export.runtime.request import GenerationRequest, default_request, plan_request
+from emag_export.runtime.request import GenerationRequest, check_prompts, plan_request
 from emag_export.serve.triton.parameters import Limits
 
 __all__ = ["StepBackend"]
@@ -72,8 +72,9 @@ class StepBackend:
         Raises:
             EmagError: If it cannot be drawn.
         """
-        request = amended(default_request(self.bundle, prompt), keywords)  # type: ignore[arg-type]
+        request = request_for(self.bundle, prompt, keywords)  # type: ignore[arg-type]
         self._limits.check(request)
+        check_prompts(self.bundle, request)
         plan_request(self.bundle, request)
         try:
             prepared = self._pipeline.prepare([request])

@@ -1,0 +1,147 @@
+"""DiT, cut into embed, blocks and head; diffusers' own forward, with the attention handed in."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from emag_export.families.protocol import Attend, Flow, Heads
+
+__all__ = ["DitBlocks", "blocks", "set_timestep_shift"]
+
+
+class DitBlocks:
+    """Uses the weights of ``model``, which it neither copies nor changes.
+
+    Every block of diffusers' model has an embedding of time and class of its own; in published checkpoints
+    all are copies of one. Equal ones, bit for bit, are computed once and stored once in a graph; a model
+    with random weights has as many as it has blocks.
+
+    Args:
+        model: The diffusers transformer, in eval mode: in training its embedding drops labels.
+    """
+
+    streams = ("hidden",)
+    """Rows that a block changes."""
+
+    def __init__(self, model: DiTTransformer2DModel) -> None:
+        self._model: Any = model
+        self.num_blocks: int = model.config.num_layers
+        self.constants: Mapping[str, Tensor] = {"frequencies": _frequencies(model)}
+        self._patch: int = model.config.patch_size
+        self._side: int = model.config.sample_size // self._patch
+        self._embedding = _first_equal([block.norm1.emb for block in self._model.transformer_blocks])
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Flow:
+        """Patches with their positions; time and class by every embedding that differs from the others."""
+        hidden = self._model.pos_embed(inputs["hidden_states"])
+        waves = embed_waves(inputs["frequencies"], inputs["timestep"]).to(hidden.dtype)
+        blocks = self._model.transformer_blocks
+        embedded = {
+            _name(first): _embed(blocks[first].norm1.emb, waves, inputs["class_labels"])
+            for first in dict.fromkeys(self._embedding)
+        }
+        return Flow(rows={"hidden": hidden, **embedded}, shared={"grid": (self._side, self._side)})
+
+    def block(self, index: int, flow: Flow, attend: Attend) -> Flow:
+        """One block with adaLN-Zero (arXiv:2212.09748, figure 3)."""
+        block, hidden = self._model.transformer_blocks[index], flow["hidden"]
+        modulation = block.norm1.linear(silu(flow[_name(self._embedding[index])])).unsqueeze(1)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=2)
+        attn = block.attn1
+        heads = _heads(attn, block.norm1.norm(hidden) * (1 + scale) + shift)
+        hidden = hidden + gate * attn.to_out[0](attend(heads).transpose(1, 2).flatten(2, 3))
+        modulated = block.norm3(hidden) * (1 + scale_mlp) + shift_mlp
+        return flow.with_rows(hidden=hidden + gate_mlp * block.ff(modulated))
+
+    def head(self, flow: Flow) -> Float[Tensor, "rows out_channels height width"]:
+        """Epsilon, and behind it the variance where the model learned one."""
+        model = self._model
+        modulation = model.proj_out_1(silu(flow[_name(0)])).unsqueeze(1)
+        shift, scale = modulation.chunk(2, dim=2)
+        tokens = model.proj_out_2(model.norm_out(flow["hidden"]) * (1 + scale) + shift)
+        cells: Tensor = tokens.unflatten(2, (self._patch, self._patch, -1)).unflatten(1, flow["grid"])
+        return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def blocks(model: DiTTransformer2DModel) -> DitBlocks:
+    """The blocks of a diffusers model; see :class:`~emag_export.families.protocol.Blocks`."""
+    return DitBlocks(model)
+
+
+def set_timestep_shift(model: DiTTransformer2DModel, shift: float) -> None:
+    """Let a model embed time with other frequencies: 10000^(-i / (128 - shift)).
+
+    diffusers' DiT has the shift 1, the released one 0, with the same weights. At t = 999 the cosine between
+    the two embeddings is 0.49, at t = 10 it is 1.00.
+
+    Args:
+        model: It is changed, and so are its pictures.
+        shift: In units of one frequency.
+    """
+    for block in model.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = shift
+
+
+def embed_waves(
+    frequencies: Float[Tensor, " half"], timestep: Float[Tensor, " rows"]
+) -> Float[Tensor, "rows width"]:
+    """Cosines and sines of the timestep; angles are float32."""
+    angles = timestep[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _frequencies(model: DiTTransformer2DModel) -> Float[Tensor, " half"]:
+    """Radians per unit of timestep of every sinusoid, float32, computed by torch on the CPU.
+
+    Left in the graph, their exponential is folded by the exporter with numpy, 1.8e-7 away from torch's: at
+    timestep 1000 that is 6e-5 rad, which made onnxruntime's prediction of a small model 3.4e-5 wrong, four
+    times what is left now.
+    """
+    projection = model.transformer_blocks[0].norm1.emb.time_proj
+    half = projection.num_channels // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32)
+    frequencies: Tensor = projection.scale * (exponent / (half - projection.downscale_freq_shift)).exp()
+    return frequencies.to(model.device)
+
+
+def _first_equal(embeddings: Sequence[nn.Module]) -> tuple[int, ...]:
+    """For every embedding the index of the first one with the same bits."""
+    firsts: list[int] = []
+    for embedding in embeddings:
+        same = (first for first in dict.fromkeys(firsts) if _equal(embeddings[first], embedding))
+        firsts.append(next(same, len(firsts)))
+    return tuple(firsts)
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def _name(index: int) -> str:
+    return f"embedded_{index}"
+
+
+def _embed(
+    embedding: Any, waves: Float[Tensor, "rows waves"], labels: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows width"]:
+    embedded: Tensor = embedding.timestep_embedder(waves) + embedding.class_embedder(labels)
+    return embedded
+
+
+def _heads(attn: Any, normed: Float[Tensor, "rows tokens width"]) -> Heads:
+    def split(projected: Tensor) -> Tensor:
+        heads: Tensor = projected.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        return heads
+
+    return Heads(
+        query=split(attn.to_q(normed)),
+        key=split(attn.to_k(normed)),
+        value=split(attn.to_v(normed)),
+        image_tokens=normed.shape[1],
+    )
