@@ -30,7 +30,7 @@ class SamplingDefaults:
     emag_stop: int = 50
     """Both end."""
     emag_unit: str = "250ths"
-    """Of the three: 250ths of the run, or steps. Windows in steps are those of the default number of steps: runs
+    """Of the three: 250ths of the run, or steps. Windows in steps belong to the default number of steps; runs
     of another number take them as 250ths."""
     max_sequence_length: int = 256
     """Tokens of the part of the text whose length can be chosen; 0 where prompts are no text."""

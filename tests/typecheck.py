@@ -51,6 +51,7 @@ def unchecked() -> Iterator[ModuleType]:
         "emag_export.families.protocol",
         "emag_export.families.dit.graph",
         "emag_export.families.sd3.graph",
+        "emag_export.families.dit.graph",
         "emag_export.exporter.graph.tracking",
         "emag_export.exporter.graph.averaging",
         "emag_export.exporter.graph.stateless",
