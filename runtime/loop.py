@@ -11,9 +11,10 @@ from emag_export.runtime.guidance.clean import Clean
 from emag_export.runtime.guidance.rules import Predictions, Rows
 from emag_export.runtime.sampling.call import calls_of, place_calls
 from emag_export.runtime.sampling.conditioning import Conditioning, Trunk
-from emag_export.runtime.sampling.plan import Plan, PlannedStep
+from emag_export.runtime.sampling.plan import Phase, Plan, PlannedStep
 from emag_export.runtime.sampling.state import RunState
 from emag_export.runtime.step import step
+from emag_export.runtime.weak import WeakModel, without_perturbed_rows
 
 __all__ = ["Anneal", "Conditioning", "DenoiseStep", "DrawNoise", "denoise"]
 
@@ -51,7 +52,7 @@ class DenoiseStep:
         return Clean.of(self.plan.p, self.plan.q).latents(self.before, self.guided)
 
 
-def denoise(
+def denoise(  # noqa: PLR0913  a run, and the three things that may come from outside
     engine: Engine,
     plan: Plan,
     run: RunState,
@@ -59,6 +60,7 @@ def denoise(
     *,
     anneal: Anneal | None = None,
     noise: DrawNoise | None = None,
+    weak: WeakModel | None = None,
 ) -> Iterator[DenoiseStep]:
     """Denoise images that go through the same plan, yielding after every step.
 
@@ -73,11 +75,15 @@ def denoise(
         conditioning: Per image, on the engine's device.
         anneal: Changes the conditioning of each step; CADS.
         noise: For samplers that add noise.
+        weak: A weaker model whose prediction is the negative, in place of a perturbed row.
 
     Yields:
         One :class:`DenoiseStep` per step; the last one holds the finished latents.
     """
-    calls = place_calls(calls_of(plan, run.images), plan.contract, run.latents.device)
+    if weak is not None:
+        weak.require_fit(plan.contract)
+    own = plan if weak is None else without_perturbed_rows(plan)
+    calls = place_calls(calls_of(own, run.images), plan.contract, run.latents.device)
     trunk_of: tuple[Conditioning, bool] | None = None
     trunk: Trunk = {}
     for planned, call in zip(plan.steps, calls, strict=True):
@@ -88,7 +94,10 @@ def denoise(
             trunk_of, trunk = (given, uncond), given.trunk(call.rows)
         z = noise(planned.index) if noise is not None and call.noise is not None else None
         before = run.latents
-        run, result = step(engine, call, run, trunk, noise=z)
+        negative = None
+        if weak is not None and planned.phase == Phase.GUIDE:
+            negative = weak.predict(planned, before, given)
+        run, result = step(engine, call, run, trunk, noise=z, perturbed=negative)
         yield DenoiseStep(
             plan=planned,
             before=before,

@@ -5,7 +5,7 @@ some with an unconditional row and some without. An image gets the same latents 
 the rounding of larger matrix products. The host never waits for the device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from emag_export.runtime.sampling.select import lagged_argmax
 from emag_export.runtime.sampling.state import RunState
 from emag_export.shapes import evaluate, solve
 
-__all__ = ["StepResult", "step"]
+__all__ = ["StepResult", "predict", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,13 @@ class StepResult:
 
 
 def step(
-    engine: Engine, call: PlacedCall, run: RunState, trunk: Trunk, *, noise: Rows | None = None
+    engine: Engine,
+    call: PlacedCall,
+    run: RunState,
+    trunk: Trunk,
+    *,
+    noise: Rows | None = None,
+    perturbed: Rows | None = None,
 ) -> tuple[RunState, StepResult]:
     """Take every image of a call one step further.
 
@@ -47,6 +53,7 @@ def step(
         run: State of the images; its spare buffer is overwritten.
         trunk: Conditioning of the trunk rows, ``Conditioning.trunk(call.rows)``.
         noise: Standard normal, like the latents, where a sampler adds noise.
+        perturbed: The negative, where it comes from elsewhere: a weaker model's prediction.
 
     Returns:
         The state after the step, and what was found.
@@ -60,15 +67,13 @@ def step(
         arXiv:2512.17303, eqs. 8-14; samplers in :mod:`emag_export.runtime.sampling.schedule`.
     """
     mask = _mask(call, run.delta)
-    outputs = _call(engine, call, run, trunk, mask)
-    channels = run.latents.shape[1]
-    whole = outputs["noise_pred"].float()
-    predictions = call.rows.split(whole[:, :channels])
+    predictions, outputs = predict(engine, call, run, trunk, mask)
+    if perturbed is not None:
+        predictions = replace(predictions, perturbed=perturbed)
     guided, momentum = _guide(call, predictions, run)
     latents = call.a * run.latents + call.b * guided
     if call.noise is not None:
-        variance = call.rows.split(whole[:, channels:]).cond if whole.shape[1] > channels else None
-        latents = latents + _added(call, variance, noise)
+        latents = latents + _added(call, _variance(call, run, outputs), noise)
     after = RunState(
         latents=latents,
         average=run.spare,
@@ -77,6 +82,32 @@ def step(
         momentum=momentum,
     )
     return after, StepResult(predictions=predictions, guided=guided, mask=mask)
+
+
+def predict(
+    engine: Engine, call: PlacedCall, run: RunState, trunk: Trunk, mask: Tensor | None = None
+) -> tuple[Predictions, dict[str, Tensor]]:
+    """What the model predicts for every image of a call, before anything is done with it.
+
+    Args:
+        engine: As :func:`step`, like the next three.
+        call: What is done for each image.
+        run: State of the images; its spare buffer is overwritten.
+        trunk: Conditioning of the trunk rows.
+        mask: lambda of every candidate block per image; None perturbs nothing.
+
+    Returns:
+        The predictions, and all outputs of the graph.
+    """
+    outputs = _call(engine, call, run, trunk, torch.zeros_like(run.delta) if mask is None else mask)
+    channels = run.latents.shape[1]
+    return call.rows.split(outputs["noise_pred"].float()[:, :channels]), outputs
+
+
+def _variance(call: PlacedCall, run: RunState, outputs: dict[str, Tensor]) -> Rows | None:
+    """What the model says of the variance, behind its prediction; None if it says nothing."""
+    whole, channels = outputs["noise_pred"].float(), run.latents.shape[1]
+    return call.rows.split(whole[:, channels:]).cond if whole.shape[1] > channels else None
 
 
 def _mask(call: PlacedCall, delta: Float[Tensor, "images layers"]) -> Float[Tensor, "images layers"]:
