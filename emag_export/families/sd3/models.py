@@ -35,15 +35,13 @@ NEGATIVES: Mapping[Variant, NegativeDefaults] = MappingProxyType(
 )
 """Scales and windows; blocks are the model's own candidates."""
 
-_MEDIUM: Mapping[Variant, NegativeDefaults] = MappingProxyType(
-    {
-        # Stability AI's reference code of SD3.5-medium, and what diffusers' guiders recommend for it.
-        Variant.SKIP: NegativeDefaults(added_scale=2.8, candidates=(7, 8, 9), start=245, stop=203),
-        Variant.BLUR_QUERY: NegativeDefaults(added_scale=3.0, candidates=(7, 8, 9)),
-        # The example of diffusers' StableDiffusion3PAGPipeline; written for SD3-medium, as deep as this one.
-        Variant.IDENTITY: NegativeDefaults(added_scale=0.7, candidates=(13,)),
-    }
-)
+_MEDIUM: Mapping[Variant, NegativeDefaults] = {
+    # Stability AI's reference code of SD3.5-medium, and what diffusers' guiders recommend for it.
+    Variant.SKIP: NegativeDefaults(added_scale=2.8, candidates=(7, 8, 9), start=245, stop=203),
+    Variant.BLUR_QUERY: NegativeDefaults(added_scale=3.0, candidates=(7, 8, 9)),
+    # The example of diffusers' StableDiffusion3PAGPipeline; written for SD3-medium, as deep as this one.
+    Variant.IDENTITY: NegativeDefaults(added_scale=0.7, candidates=(13,)),
+}
 """Of models with 24 blocks."""
 
 MODELS: Mapping[str, KnownModel] = MappingProxyType(
