@@ -172,7 +172,7 @@ def test_mistakes_are_found_before_work_begins(tiny_bundle: Path, tmp_path: Path
         ("t.txt", "a prompt", "ends in none of .jsonl, .csv, .parquet"),
         ("t.jsonl", "{", "row 0 is no JSON"),
         ("t.jsonl", "[1]", "row 0 is no JSON object"),
-        ("t.jsonl", '{"prompt": 3}', "row 0 has no text in the column prompt"),
+        ("t.jsonl", '{"prompt": [3]}', "row 0 has no text in the column prompt"),
         ("t.jsonl", '{"prompt": "x", "path": "y"}', "a column path, which the index needs itself"),
         ("t.jsonl", '{"prompt": "x", "steps": "4"}', "`steps` is '4'"),
         ("t.jsonl", '{"prompt": "x", "seed": true}', "`seed` is True"),

@@ -120,6 +120,7 @@ def test_a_command_means_the_options_it_is_made_of(tmp_path: Path, monkeypatch: 
         encoders=tmp_path / "other",
         loras=(Lora(path=tmp_path / "my style"), Lora(path=tmp_path / "my style", scale=-1e-7)),
         max_sequence_length=64,
+        timestep_shift=0.5,
     )
     default = BuildOptions()
     same = [f.name for f in fields(BuildOptions) if getattr(wanted, f.name) == getattr(default, f.name)]

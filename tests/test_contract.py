@@ -124,8 +124,10 @@ def test_binding_finds_the_sizes_again(settings: dict[str, Any], sizes: dict[str
     assert contract.graph.bind(shapes) == sizes
     outputs = contract.graph.output_shapes(sizes)
     assert outputs["noise_pred"] == (sizes["rows"], 16, 2 * sizes["h"], 2 * sizes["w"])
+    averages = contract.kind.averages is not None
     for fed, returned in STATE_PAIRS.items():
-        assert outputs[returned] == shapes[fed]
+        assert (fed in shapes) == (returned in outputs) == averages
+        assert outputs.get(returned) == shapes.get(fed)
 
 
 def test_binding_names_what_is_missing_or_unknown() -> None:
@@ -198,7 +200,7 @@ def test_a_damaged_dimension_is_named(dims: list[str]) -> None:
 def test_enumerations_are_made_of_their_values() -> None:
     """In a fresh interpreter: a caller without a type checker may well give a string."""
     code = (
-        "from emag_export.contract import *\n"
+        "from emag_export.kinds import *\n"
         "from emag_export.options import BuildOptions\n"
         "options = BuildOptions(variant='emag-q', renorm='none')\n"
         "assert options.variant is Variant.EMAG_Q and options.renorm is Renorm.NONE\n"

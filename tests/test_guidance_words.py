@@ -121,7 +121,11 @@ def test_cells_that_are_no_switch_are_named(tmp_path: Path) -> None:
 def served(tiny_bundle: Path) -> Callable[..., GenerationRequest]:
     """What a server that holds the bundle, and is not started, makes of the options of a request."""
     model = object.__new__(ServedModel)
-    object.__setattr__(model, "batched", SimpleNamespace(bundle=Bundle(tiny_bundle)))
+    room = {
+        "options": SimpleNamespace(queue_images=8),
+        "sizing": SimpleNamespace(room=SimpleNamespace(live=4)),
+    }
+    object.__setattr__(model, "batched", SimpleNamespace(bundle=Bundle(tiny_bundle), **room))
 
     def request_of(**options: Any) -> GenerationRequest:
         body = GenerationBody(prompt="x", seed=0, emag=EmagOptions(**options))
@@ -136,7 +140,7 @@ def test_fields_of_a_request_are_keywords(served: Callable[..., GenerationReques
     plain = served().guidance
     assert found == replace(GUIDANCE, scale=plain.scale, emag_scale=plain.emag_scale, apg=plain.apg)
     assert plain.modifiers == ()
-    assert set(OF_GUIDANCE) == set(WORDS)
+    assert set(OF_GUIDANCE) == {*WORDS, "random_blocks", "blur_sigma"}
     wrong: list[dict[str, Any]] = [
         {"guidance_interval": [0.1]},
         {"tcfg": 1},

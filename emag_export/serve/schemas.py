@@ -209,6 +209,9 @@ class ModelAbilities(BaseModel):
     max_images: int = Field(description="Of one request.")
     max_steps: int
     images_per_call: int = Field(description="Images that share an engine call, at most.")
+    prompt: Literal["text", "class"] = Field(description="What a prompt is.")
+    class_count: int | None = Field(default=None, description="Of models that are prompted by class.")
+    classes: list[str] | None = Field(default=None, description="Names of the first classes.")
 
 
 class ModelFacts(BaseModel):
