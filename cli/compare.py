@@ -129,17 +129,13 @@ def _print(comparison: "Comparison") -> None:
         errors = ("" if error is None else f"{error.max_abs:.1e}" for error in shown)
         grid.add_row(str(step.index), str(step.phase), *errors, f"{cosine:.6f}", blocks)
     out.print(grid)
-    choices = [choice.agree for step in comparison.steps for choice in step.choices]
     velocities = max(
         error.max_abs
         for step in comparison.steps
         for name, error in step.errors.items()
         if name in VELOCITIES
     )
-    out.print(
-        f"teacher-forced: largest velocity error {velocities:.1e}; "
-        f"{sum(choices)} of {len(choices)} choices agree"
-    )
+    out.print(f"teacher-forced: largest velocity error {velocities:.1e}; {comparison.agreement}")
     if comparison.floor is not None:
         out.print(
             f"floor: {comparison.floor.ratio:.2f} times what PyTorch loses in {comparison.precision}, "

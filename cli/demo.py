@@ -122,10 +122,9 @@ def _compare(bundle: Bundle, output: Path) -> Path | None:
     comparison = run_comparison(bundle, requests, _ENGINE)
     folder = output / f"compare-{bundle.contract.variant}"
     write_report(comparison, folder, notes={"prompts": "; ".join(request.prompt for request in requests)})
-    choices = [choice.agree for step in comparison.steps for choice in step.choices]
     out.print(
         f"report   {folder / 'report.html'}: {'passed' if comparison.passed else 'FAILED'}, "
-        f"{sum(choices)} of {len(choices)} block choices agree",
+        f"{comparison.agreement}",
         markup=False,
     )
     return None if comparison.passed else folder

@@ -69,7 +69,7 @@ def _print(bundle: Bundle) -> None:
     )
     out.print(
         f"blocks {', '.join(map(str, contract.blocks))} of {contract.num_blocks}; "
-        f"rows fork at {contract.fork}; state {contract.state_dtype}"
+        f"rows fork at {contract.fork}; {contract.described_state}"
     )
     out.print(f"source sha256 {source.fingerprint[:16]}…, revision {source.revision or 'none'}")
     if source.seed is not None:

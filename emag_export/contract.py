@@ -223,6 +223,11 @@ class DenoiserContract:
         return self.blocks[0]
 
     @property
+    def described_state(self) -> str:
+        """What is kept between two steps, in words."""
+        return "no averages" if self.kind.averages is None else f"averages {self.state_dtype}"
+
+    @property
     def state_dims(self) -> tuple[Dim, ...]:
         """Dimensions of ``ema_state`` behind ``tracked`` and the candidate blocks; 0 where none is."""
         if self.kind.averages is None:

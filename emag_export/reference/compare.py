@@ -104,7 +104,7 @@ def compare(
 
 def _compare_step(engine: Engine, plan: Plan, step: ReferenceStep) -> StepComparison:
     planned, forced = step.plan, force_step(engine, plan, step)
-    tracked = planned.phase != Phase.PLAIN
+    chooses = planned.phase != Phase.PLAIN and plan.contract.kind.averages is not None
     return StepComparison(
         index=planned.index,
         phase=planned.phase,
@@ -113,7 +113,7 @@ def _compare_step(engine: Engine, plan: Plan, step: ReferenceStep) -> StepCompar
         floor=step.floor,
         reference_delta=_rows(step.delta),
         engine_delta=_rows(forced.delta),
-        choices=_choices(plan.contract.blocks, step.delta, forced.delta) if tracked else (),
+        choices=_choices(plan.contract.blocks, step.delta, forced.delta) if chooses else (),
     )
 
 
@@ -202,11 +202,11 @@ def _settings(engine: Engine, plan: Plan, noise: Rows) -> Mapping[str, str]:
         "variant": contract.variant.value,
         "renormalisation": contract.renorm.value,
         "candidate blocks": ", ".join(map(str, contract.blocks)),
-        "precision": f"{contract.precision}, averages {contract.state_dtype}",
+        "precision": f"{contract.precision}, {contract.described_state}",
         "guidance": f"{guidance.name}: {guidance.rule.summary}",
         "modifiers": "; ".join(guidance.modifiers) or "none",
         "scales": f"w = {guidance.scale:g}, s = {guidance.emag_scale:g}",
-        "windows": f"start {windows.start}, delta {windows.delta}, stop {windows.stop} of 250; "
+        "windows": f"start {windows.start}, delta {windows.delta}, stop {windows.stop}, in {windows.unit}; "
         f"beta {windows.beta:g}, lambda {windows.strength:g}",
         "steps": str(len(plan.steps)),
         "latents": " x ".join(map(str, noise.shape)),

@@ -166,6 +166,14 @@ class Comparison:
             engine=_worst(step.errors for step in self.steps), floor=_worst(step.floor for step in self.steps)
         )
 
+    @property
+    def agreement(self) -> str:
+        """How many choices of a block agree, in words."""
+        agree = [choice.agree for step in self.steps for choice in step.choices]
+        if not agree:
+            return "no block is chosen by an average"
+        return f"{sum(agree)} of {len(agree)} block choices agree"
+
     def ties(self) -> list[str]:
         """Differing choices that are excused, in words: the reference's own Delta are rounding apart."""
         return [

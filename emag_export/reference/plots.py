@@ -21,7 +21,8 @@ then lets NaN through as a gap instead of drawing it as the best value of all.""
 
 def draw(comparison: Comparison) -> Figure:
     """Error per step, Delta and choice per image, and the free run, one below the other."""
-    images = min(_MOST_IMAGES, len(comparison.free[0].reference_blocks))
+    chooses = any(step.choices for step in comparison.steps)
+    images = min(_MOST_IMAGES, len(comparison.free[0].reference_blocks)) if chooses else 0
     figure = Figure(figsize=(10, 3.2 * (2 + images)), layout="constrained")
     axes = figure.subplots(2 + images, 1, squeeze=False)[:, 0]
     _draw_errors(axes[0], comparison)

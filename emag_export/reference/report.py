@@ -97,11 +97,10 @@ def _summary(comparison: Comparison) -> str:
         if name in VELOCITIES
     )
     worst = max(velocities, key=lambda row: (math.isnan(row[0]), row[0]))
-    choices = [choice for step in comparison.steps for choice in step.choices]
     last = comparison.free[-1]
     return (
         f"Largest velocity error {worst[0]:.1e} ({worst[1]}, step {worst[2]}); "
-        f"{sum(choice.agree for choice in choices)} of {len(choices)} block choices agree; "
+        f"{comparison.agreement}; "
         f"free run: latents differ by {last.max_abs:.1e} at the end."
     )
 
