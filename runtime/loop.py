@@ -80,8 +80,7 @@ def denoise(  # noqa: PLR0913  a run, and the three things that may come from ou
     Yields:
         One :class:`DenoiseStep` per step; the last one holds the finished latents.
     """
-    if weak is not None:
-        weak.require_fit(plan.contract)
+    beside = None if weak is None else weak.start(plan, run.latents, conditioning)
     own = plan if weak is None else without_perturbed_rows(plan)
     calls = place_calls(calls_of(own, run.images), plan.contract, run.latents.device)
     trunk_of: tuple[Conditioning, bool] | None = None
@@ -95,8 +94,8 @@ def denoise(  # noqa: PLR0913  a run, and the three things that may come from ou
         z = noise(planned.index) if noise is not None and call.noise is not None else None
         before = run.latents
         negative = None
-        if weak is not None and planned.phase == Phase.GUIDE:
-            negative = weak.predict(planned, before, given)
+        if beside is not None and planned.phase == Phase.GUIDE:
+            negative = beside.predict(planned.index, before, given)
         run, result = step(engine, call, run, trunk, noise=z, perturbed=negative)
         yield DenoiseStep(
             plan=planned,

@@ -90,7 +90,7 @@ def predict(
     """What the model predicts for every image of a call, before anything is done with it.
 
     Args:
-        engine: As :func:`step`, like the next three.
+        engine: Runs the forked graph.
         call: What is done for each image.
         run: State of the images; its spare buffer is overwritten.
         trunk: Conditioning of the trunk rows.

@@ -74,14 +74,13 @@ def always(blocks: Sequence[int], candidates: Sequence[int]) -> Choose:
     return lambda index: row
 
 
-def at_random(count: int, candidates: Sequence[int], steps: int, seed: int = 0) -> Choose:
-    """Other blocks in every step, drawn before the run: the same for every picture of a seed.
+def at_random(count: int, candidates: Sequence[int], steps: int) -> Choose:
+    """Other blocks in every step, drawn before the run; the same draw for every run of so many steps.
 
     Args:
         count: Blocks per step.
         candidates: Candidate blocks of the graph.
         steps: Of the run.
-        seed: Of the draw.
 
     Raises:
         InputError: If there are fewer candidates.
@@ -94,7 +93,7 @@ def at_random(count: int, candidates: Sequence[int], steps: int, seed: int = 0) 
             f"`random_blocks` is {count}; this bundle has {len(candidates)} candidate blocks: give 1 to "
             f"{len(candidates)}"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     masks = []
     for _ in range(steps):
         drawn = torch.randperm(len(candidates), generator=generator)[:count].tolist()
