@@ -8,7 +8,8 @@ module     what it defines                                                    us
 ========== ================================================================== ===========================
 graph      ``blocks(model)``: the denoiser cut into embed, blocks and head    exporter
 prompt     ``encode(prompt, texts)``: what the text encoders' outputs become  runtime
-oracle     ``predict`` and ``attention_blocks`` of the *unmodified* model     reference
+oracle     ``predict``, ``attention_blocks``, ``image_tokens`` and           reference
+           ``STREAMS`` of the *unmodified* model
 ========== ================================================================== ===========================
 """
 

@@ -1,40 +1,8 @@
 """The unmodified diffusers model of SD3, as its own pipeline calls it: the reference's half of the family."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from jaxtyping import Float
-from torch import Tensor
+from emag_export.families.unmodified import attention_blocks, image_tokens, predict
 
 __all__ = ["STREAMS", "attention_blocks", "image_tokens", "predict"]
 
 STREAMS = ("encoder_hidden_states", "hidden_states")
 """Parameters of a block that it returns changed, in the order in which it returns them."""
-
-
-def predict(
-    model: Any,
-    latents: Float[Tensor, "rows channels height width"],
-    timestep: Float[Tensor, " rows"],
-    conditioning: Mapping[str, Tensor],
-) -> Float[Tensor, "rows out_channels height width"]:
-    """The model's prediction of every row.
-
-    Args:
-        model: ``SD3Transformer2DModel``.
-        latents: In the model's dtype.
-        timestep: 1000 sigma.
-        conditioning: By name, in the model's dtype.
-    """
-    prediction: Tensor = model(hidden_states=latents, timestep=timestep, return_dict=False, **conditioning)[0]
-    return prediction
-
-
-def attention_blocks(model: Any) -> list[Any]:
-    """The modules that the contract counts as blocks. The first attention in each is the tracked one."""
-    return list(model.transformer_blocks)
-
-
-def image_tokens(count: int) -> slice:
-    """Where the image tokens are in diffusers' own sequence: in front of the text."""
-    return slice(0, count)
