@@ -58,6 +58,7 @@ EXPORTING_FILES = {
         "test_compiled",
         "test_first_command",
         "test_fusion",
+        "test_golden_families",
     ),
     *("test_gpu_dry", "test_gpu_script", "test_half", "test_random_model", "test_single_file", "test_source"),
     *("test_state_precision", "test_tensorrt_build", "test_tiny_sd3", "test_timing_cache", "test_wheel"),
@@ -65,7 +66,14 @@ EXPORTING_FILES = {
 """Files whose tests export graphs, compile engines or make environments of their own."""
 
 
-DEAREST = ("test_wheel", "test_tensorrt_build", "test_golden", "test_cli", "test_bfloat16")
+DEAREST = (
+    "test_wheel",
+    "test_tensorrt_build",
+    "test_golden",
+    "test_golden_families",
+    "test_cli",
+    "test_bfloat16",
+)
 """Files that take longest. They come first: the last one would keep one worker busy and the others idle."""
 
 

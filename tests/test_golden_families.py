@@ -8,16 +8,15 @@ import pytest
 from emag_export.families import FAMILIES
 from emag_export.reference.two_pass import two_pass_denoise
 from tests.conftest import GOLDEN
-from tests.golden.__main__ import fork_of, load, replayed
 from tests.golden.family_case import FamilyCase
+from tests.golden.replays import BACKENDS, fork_of, load, model_beside, replayed
 
 FOLDER = GOLDEN / "families"
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem.partition("-")[0] in FAMILIES)
 
 
 def model_of(case: FamilyCase) -> Path:
-    name: str = case.meta["model"]
-    return GOLDEN / name if (GOLDEN / name).is_dir() else FOLDER / name
+    return model_beside(FOLDER / f"{case.meta['name']}.npz", case)
 
 
 @pytest.fixture(params=CASES)
@@ -28,7 +27,7 @@ def case(request: pytest.FixtureRequest) -> FamilyCase:
 
 
 # Tolerance: FamilyCase.tolerance, with the measurement behind it. Every replay also checks each chosen block.
-@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_follows_the_recording(case: FamilyCase, backend: str) -> None:
     assert replayed(case, fork_of(case, model_of(case)), backend).error <= case.tolerance
 

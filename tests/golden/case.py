@@ -31,6 +31,13 @@ _VARIANT = {
 }
 
 
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """``meta`` and the arrays of a recording."""
+    with np.load(path) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file if name != "meta"}
+        return json.loads(str(file["meta"])), arrays
+
+
 @dataclass(frozen=True, kw_only=True)
 class GoldenCase:
     """Inputs and recorded results; see README.md beside the files."""
@@ -40,9 +47,8 @@ class GoldenCase:
 
     @classmethod
     def load(cls, path: Path) -> "GoldenCase":
-        with np.load(path) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file if name != "meta"}
-            return cls(meta=json.loads(str(file["meta"])), arrays=arrays)
+        meta, arrays = read(path)
+        return cls(meta=meta, arrays=arrays)
 
     @property
     def tolerance(self) -> float:

@@ -1,12 +1,9 @@
 """One recorded trajectory of another family or kind of negative, and its replay on an engine of ours."""
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,12 +32,6 @@ class FamilyCase:
 
     meta: dict[str, Any]
     arrays: dict[str, Tensor]
-
-    @classmethod
-    def load(cls, path: Path) -> "FamilyCase":
-        with np.load(path) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file if name != "meta"}
-            return cls(meta=json.loads(str(file["meta"])), arrays=arrays)
 
     tolerance = 1e-4
     """Float32 rounding: two implementations in PyTorch stay within 3e-5 of each other for DiT, whose first
