@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import openai
 import pytest
 from fastapi import FastAPI
 from PIL import Image
@@ -22,7 +23,7 @@ from emag_export.serve.models import open_models
 from emag_export.serve.settings import ServerSettings
 from tests.serving import PROMPT
 
-__all__ = ["KEY", "House", "body", "events_of", "house", "pixels", "post", "run"]
+__all__ = ["KEY", "House", "body", "events_of", "house", "openai_client", "pixels", "post", "run"]
 
 KEY = "k" * 32
 
@@ -58,6 +59,12 @@ def house(tiny_bundle: Path) -> Iterator[House]:
     built = House(tiny_bundle, log_prompts=False)
     yield built
     built.batched.close()
+
+
+def openai_client(house: House) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        api_key=KEY, base_url="http://server/v1", http_client=house.client(), max_retries=5
+    )
 
 
 def run(work: Any) -> Any:
