@@ -71,10 +71,7 @@ def check(image: Picture, scene: Scene) -> Verdict:
     """
     canvas = _to_canvas(image)
     index = nearest_colour(canvas)
-    frame = np.concatenate(
-        [index[:2].ravel(), index[-2:].ravel(), index[:, :2].ravel(), index[:, -2:].ravel()]
-    )
-    background = int(np.bincount(frame, minlength=len(COLOURS)).argmax())
+    background = _frame_colour(index)
     found = [_find(canvas, index, background, item) for item in scene.items]
     seen = [item for item, _ in found if item is not None]
     complete = len(seen) == len(scene.items)
@@ -94,6 +91,11 @@ def check(image: Picture, scene: Scene) -> Verdict:
     )  # fmt: skip
 
 
+def background_of(image: Picture) -> str:
+    """Name the colour of a picture's frame, which is its background's; the picture is as in :func:`check`."""
+    return COLOURS[_frame_colour(nearest_colour(_to_canvas(image)))]
+
+
 def accuracy(verdicts: Iterable[Verdict]) -> dict[str, float]:
     """Average verdicts.
 
@@ -106,6 +108,13 @@ def accuracy(verdicts: Iterable[Verdict]) -> dict[str, float]:
     rows = list(verdicts)
     names = ["right", *(field.name for field in fields(Verdict))]
     return {name: sum(getattr(row, name) for row in rows) / len(rows) for name in names}
+
+
+def _frame_colour(index: Int[np.ndarray, "64 64"]) -> int:
+    frame = np.concatenate(
+        [index[:2].ravel(), index[-2:].ravel(), index[:, :2].ravel(), index[:, -2:].ravel()]
+    )
+    return int(np.bincount(frame, minlength=len(COLOURS)).argmax())
 
 
 def _to_canvas(image: Picture) -> Float[np.ndarray, "64 64 3"]:
