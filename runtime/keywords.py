@@ -5,6 +5,7 @@ from typing import Any, TypedDict
 
 from emag_export.bundle import Bundle
 from emag_export.errors import InputError
+from emag_export.kinds import member
 from emag_export.runtime.request import GenerationRequest, default_request
 from emag_export.runtime.sampling.plan import Unit
 
@@ -111,6 +112,9 @@ def amended(request: GenerationRequest, keywords: SamplingKeywords) -> Generatio
     if unknown := [name for name in keywords if name not in SAMPLING_KEYWORDS]:
         raise InputError(f"there is no keyword {unknown[0]!r}; there are {', '.join(SAMPLING_KEYWORDS)}")
     words: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
+
+    if "emag_unit" in words:
+        words["emag_unit"] = member(Unit, words["emag_unit"], "`emag_unit`")
 
     def taken(**names: str) -> dict[str, Any]:
         return {field: words[name] for field, name in names.items() if name in words}

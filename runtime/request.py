@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from emag_export.bundle import Bundle
 from emag_export.contract import DenoiserContract
 from emag_export.errors import InputError
-from emag_export.kinds import Variant
+from emag_export.kinds import Variant, member
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, Plan, Unit, make_plan
@@ -124,6 +124,6 @@ def default_request(bundle: Bundle, prompt: str, variant: Variant | None = None)
             start=defaults.emag_start,
             delta=defaults.emag_delta,
             stop=defaults.emag_stop,
-            unit=Unit(defaults.emag_unit),
+            unit=member(Unit, defaults.emag_unit, "unit of windows"),
         ),
     )

@@ -1,5 +1,6 @@
 """Windows, phases and what a run costs."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 
 from emag_export.errors import InputError
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
-from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, cost_of, make_plan, window_index
+from emag_export.runtime.keywords import amended
+from emag_export.runtime.request import GenerationRequest
+from emag_export.runtime.sampling.plan import (
+    EmagWindows,
+    Phase,
+    Plan,
+    Unit,
+    cost_of,
+    make_plan,
+    window_index,
+)
 from emag_export.runtime.sampling.schedule import Schedule
 from emag_export.runtime.sampling.select import scheduled
 from tests.test_contract import SD3
@@ -181,3 +192,14 @@ def test_cost_counts_the_rows_of_every_step(windows: EmagWindows, steps: int, gu
 def test_bad_windows_are_refused(option: str, value: float, message: str) -> None:
     with pytest.raises(InputError, match=message):
         EmagWindows(**{option: value})  # type: ignore[arg-type]
+
+
+def test_the_unit_of_windows_is_made_of_its_text() -> None:
+    request = GenerationRequest(prompt="x", height=64, width=64)
+    assert amended(request, {"emag_unit": "steps"}).windows.unit is Unit.STEPS
+    in_steps = amended(request, {"emag_unit": "steps", "emag_start": 4, "emag_delta": 1, "emag_stop": 2})
+    counts = Counter(in_steps.windows.phases(10))
+    assert counts == {Phase.TRACK: 1, Phase.GUIDE: 2, Phase.PLAIN: 7}
+    assert amended(in_steps, {"steps": 20}).windows.unit is Unit.RUN, "they were steps of another run"
+    with pytest.raises(InputError, match="there is no `emag_unit` 'minutes'; choose 250ths, steps"):
+        amended(request, {"emag_unit": "minutes"})

@@ -20,7 +20,7 @@ MODEL_WORDS = re.compile(r"sd3|clip(?!_sample)|t5|\bdit\b", re.IGNORECASE)
 """``clip_sample`` is a field of diffusers' schedulers."""
 OWN = (
     *("emag_export/families/sd3/", "emag_export/families/dit/", "emag_export/families/__init__.py"),
-    "emag_export/tiny_sd3/",
+    *("emag_export/tiny_sd3/", "emag_export/tiny_dit/"),
 )
 
 

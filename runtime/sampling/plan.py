@@ -7,7 +7,6 @@ from enum import StrEnum
 
 from emag_export.contract import DenoiserContract
 from emag_export.errors import InputError
-from emag_export.kinds import member
 from emag_export.runtime.checks import require_finite, require_range
 from emag_export.runtime.guidance.rules import Guidance, GuidanceRule
 from emag_export.runtime.sampling.schedule import Schedule
@@ -68,7 +67,6 @@ class EmagWindows:
     """Of the negative ``blur-query``, in image tokens; None, or infinity, takes their mean, 0 blurs none."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "unit", member(Unit, self.unit, "unit of windows"))
         if self.blur_sigma is not None:
             require_range(0.0, math.inf, blur_sigma=self.blur_sigma)
             if math.isinf(self.blur_sigma):  # JSON has none
