@@ -79,7 +79,7 @@ def hybrid_loss(transformer: Any, betas: Float[Tensor, " steps"], batch: Batch) 
     level = signal[:, None, None, None]
     noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * batch.noise
     output = transformer(noisy, timestep=batch.timestep, class_labels=batch.labels, return_dict=False)[0]
-    predicted, place = output.chunk(2, dim=1)
+    predicted, place = output.float().chunk(2, dim=1)
     error = (predicted - batch.noise).square()
     ratio = signal / (1 - signal)
     weight = ratio.clamp(max=SNR_LIMIT) / ratio / signal.clamp(min=SIGNAL_LIMIT)
