@@ -7,8 +7,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
+from emag_export.exporter.graph.fork import Forked, fork
+from emag_export.families import FAMILIES
+from emag_export.kinds import Variant
+
 LABELS = {"0": "tench, Tinca tinca", "1": "goldfish", "2": "crane", "3": "crane", "4": "pier, Crane"}
 CLASSES = 10
+DDIM = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "clip_sample": False}
 
 
 def small_dit(*, seed: int = 0, tied: bool = False, **config: Any) -> DiTTransformer2DModel:
@@ -33,6 +38,12 @@ def small_dit(*, seed: int = 0, tied: bool = False, **config: Any) -> DiTTransfo
         for block in model.transformer_blocks:
             block.norm1.emb.load_state_dict(first)
     return model.requires_grad_(False)
+
+
+def dit_fork(variant: Variant = Variant.EMAG_Q, *, tied: bool = False) -> Forked:
+    """The model with its fork; blocks 1 and 2 are candidates."""
+    model = small_dit(tied=tied)
+    return fork(model, FAMILIES["dit"].contract(model.config, variant=variant, blocks=(1, 2)))
 
 
 def save_dit_pipeline(path: Path) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from emag_export.contract import DenoiserContract
 from emag_export.engines.function import FunctionEngine
-from emag_export.kinds import Variant
+from emag_export.families import FAMILIES
+from emag_export.kinds import KINDS, Variant
 from emag_export.runtime.batching.job import Job, Listener, Urgency
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
@@ -19,11 +20,12 @@ from emag_export.runtime.prepare import Prepared, cads_annealer, initial_noise
 from emag_export.runtime.request import GenerationRequest
 from emag_export.runtime.sampling.conditioning import Conditioning
 from emag_export.runtime.sampling.plan import EmagWindows, Plan, make_plan
-from emag_export.runtime.sampling.schedule import flow_match_schedule
-from emag_export.runtime.sampling.select import always, by_delta
+from emag_export.runtime.sampling.schedule import flow_match_schedule, schedule_of
+from emag_export.runtime.sampling.select import always, at_random, by_delta
 from emag_export.runtime.sampling.state import RunState
 from tests import sd3
 from tests.conftest import BLOCKS, small_fork
+from tests.dit import CLASSES, DDIM, dit_fork
 
 GRID, TEXT = (3, 4), 5
 
@@ -40,8 +42,8 @@ class Request:
 class PreciseEngine(FunctionEngine):
     """A float64 module behind a float32 contract."""
 
-    def __init__(self, variant: Variant) -> None:
-        fork = small_fork("sd3", variant).double()
+    def __init__(self, variant: Variant, family: str = "sd3") -> None:
+        fork = (dit_fork(variant) if family == "dit" else small_fork("sd3", variant)).double()
         self.contract: DenoiserContract = fork.contract
         names = [tensor.name for tensor in self.contract.graph.outputs]
 
@@ -63,18 +65,31 @@ def some_request(
 ) -> Request:
     """Random steps, guidance, scales, windows and choice of blocks; its own noise and prompt."""
     steps = generator.randint(3, 9)
+    annealed = FAMILIES[engine.contract.family].annealed is not None
+    names = [name for name, rule in GUIDANCES.items() if annealed or not rule.cads]
     guidance = Guidance(
-        name=name or generator.choice(list(GUIDANCES)),
+        name=name or generator.choice(names),
         scale=generator.uniform(1, 6),
         emag_scale=generator.uniform(1, 2),
         apg=ApgConfig(scale=generator.uniform(2, 8), norm_threshold=generator.uniform(1, 9)),
     )
     if modified:
         guidance = replace(guidance, **some_modifiers(generator))
-    windows = EmagWindows(delta=generator.choice([0, 50]), strength=generator.choice([0.5, 1.0]))
-    choose = generator.choice([by_delta, always(BLOCKS[1:], BLOCKS)])
-    schedule = flow_match_schedule({"shift": generator.uniform(1, 3)}, steps, grid[0] * grid[1])
+    facts = KINDS[engine.contract.variant]
+    windows = EmagWindows(
+        delta=generator.choice([0, 50]) if facts.averages else 0,
+        strength=generator.choice([0.5, 1.0]),
+        blur_sigma=generator.uniform(0, 3) if facts.blurs else None,
+    )
+    chosen = by_delta if facts.averages else at_random(1, BLOCKS, steps)
+    choose = generator.choice([chosen, always(BLOCKS[1:], BLOCKS)])
     seeded = torch.Generator().manual_seed(generator.randrange(2**31))
+    if engine.contract.family == "dit":
+        plan = make_plan(
+            engine.contract, schedule_of(DDIM, steps, 16, prediction="epsilon"), guidance, windows, choose
+        )
+        return _class_request(plan, seeded)
+    schedule = flow_match_schedule({"shift": generator.uniform(1, 3)}, steps, grid[0] * grid[1])
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(1, *shape, generator=seeded)
@@ -84,6 +99,16 @@ def some_request(
         plan=make_plan(engine.contract, schedule, guidance, windows, choose),
         latents=normal(4, 2 * grid[0], 2 * grid[1]),
         conditioning=sd3.conditioning(normal(TEXT, 16), normal(8), *negative),
+    )
+
+
+def _class_request(plan: Plan, generator: torch.Generator) -> Request:
+    label = torch.randint(CLASSES, (1,), generator=generator)
+    null = {"class_labels": torch.tensor([CLASSES])} if plan.guidance.rule.uncond else None
+    return Request(
+        plan=plan,
+        latents=torch.randn(1, 4, 8, 8, generator=generator),
+        conditioning=Conditioning(given={"class_labels": label}, negative=null),
     )
 
 

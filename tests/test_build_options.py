@@ -3,13 +3,14 @@
 import json
 import shlex
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import SD3Transformer2DModel
 from safetensors.torch import save_file
 
 from emag_export.bundle import DENOISER, MANIFEST, Bundle
@@ -22,8 +23,12 @@ from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inp
 from emag_export.exporter.source.lora import lora_records
 from emag_export.kinds import Renorm, Variant
 from emag_export.options import BuildOptions, Lora, given
+from emag_export.runtime.loop import denoise
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
+from emag_export.runtime.sampling.plan import Phase
+from emag_export.runtime.sampling.state import RunState
+from emag_export.runtime.weak import WeakModel
 from tests.bundles import TinyBundles, opener
 
 LAYER, WIDTH, RANK = "transformer_blocks.2.attn.to_q", 32, 4
@@ -73,6 +78,29 @@ def test_shared_encoders_and_a_lora(small_pipeline: Path, small_bundle: Path, tm
         prepared = pipeline.prepare([default_request(bundle, "a large red circle")])
         first = next(iter(pipeline.denoise(prepared)))
         assert pipeline.decode(first.latents).shape == (1, 64, 64, 3)
+        guides_with_the_plain_model(pipeline, Bundle(small_bundle))
+
+
+@torch.no_grad()
+def guides_with_the_plain_model(pipeline: Pipeline, plain: Bundle) -> None:
+    """AutoGuidance: the LoRA makes the strong model, and diffusers says what the one without it predicts."""
+    prepared = pipeline.prepare([replace(default_request(pipeline.bundle, "a red ring"), steps=6)])
+    given = prepared.conditioning
+    model = source_of(plain).load("transformer", SD3Transformer2DModel, torch_dtype=torch.float32)
+    with opener(threads=1)(plain, DENOISER) as engine:
+        weak = WeakModel(engine=engine, contract=plain.contract)
+        run = RunState.start(pipeline.bundle.contract, prepared.latents, given.given)
+        steps = list(denoise(pipeline.denoiser, prepared.plan, run, given, weak=weak))
+    negatives = 0
+    for step in steps:
+        if step.plan.phase != Phase.GUIDE:
+            continue
+        time = torch.tensor([step.plan.timestep])
+        wanted = model(step.before, timestep=time, return_dict=False, **given.given)[0]
+        torch.testing.assert_close(step.predictions.perturbed, wanted, rtol=1e-4, atol=1e-5)
+        assert float((step.predictions.cond - wanted).abs().max()) > 0.01, "a LoRA that changes nothing"
+        negatives += 1
+    assert 0 < negatives < len(steps)
 
 
 def test_each_of_them_is_part_of_the_key(small_pipeline: Path, small_bundle: Path, tmp_path: Path) -> None:

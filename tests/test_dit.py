@@ -29,17 +29,11 @@ from emag_export.runtime.sampling.conditioning import Conditioning
 from emag_export.runtime.sampling.plan import Phase, cost_of, make_plan
 from emag_export.runtime.sampling.schedule import schedule_of
 from emag_export.runtime.sampling.state import RunState
-from tests.dit import CLASSES, LABELS, small_dit
+from tests.dit import CLASSES, DDIM, LABELS, dit_fork, small_dit
 
 DIT = FAMILIES["dit"]
-DDIM = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "clip_sample": False}
 DDPM = {**DDIM, "_class_name": "DDPMScheduler", "variance_type": "learned_range"}
 NAMES = ClassLabels(count=CLASSES, names=tuple(LABELS.get(str(number), "") for number in range(CLASSES)))
-
-
-def forked(variant: Variant = Variant.EMAG_Q, *, tied: bool = False) -> Forked:
-    model = small_dit(tied=tied)
-    return fork(model, DIT.contract(model.config, variant=variant, blocks=(1, 2)))
 
 
 def unperturbed(module: Forked, rows: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -59,7 +53,7 @@ def unperturbed(module: Forked, rows: int) -> tuple[dict[str, Tensor], Tensor]:
 @pytest.mark.parametrize("variant", [Variant.EMAG_Q, Variant.EMAG])
 @pytest.mark.parametrize("tied", [False, True])
 def test_without_a_mask_it_is_the_original_model(variant: Variant, tied: bool) -> None:
-    module = forked(variant, tied=tied)
+    module = dit_fork(variant, tied=tied)
     inputs, wanted = unperturbed(module, 5)
     torch.testing.assert_close(module(**inputs)[0], wanted, rtol=0, atol=1e-4)
 
@@ -77,7 +71,7 @@ def test_the_blocks_are_whole_and_equal_embeddings_are_computed_once() -> None:
 @pytest.mark.parametrize("scheduler", [DDIM, DDPM], ids=["ddim", "ddpm"])
 @pytest.mark.parametrize("variant", [Variant.EMAG_Q, Variant.EMAG])
 def test_the_loop_follows_two_passes_of_the_original(variant: Variant, scheduler: dict[str, object]) -> None:
-    module = forked(variant)
+    module = dit_fork(variant)
     contract = module.contract
     schedule = schedule_of(scheduler, 8, 16, prediction="epsilon")
     plan = make_plan(contract, schedule, Guidance(scale=4.0, emag_scale=3.0))
@@ -96,7 +90,7 @@ def test_the_loop_follows_two_passes_of_the_original(variant: Variant, scheduler
 
 
 def test_the_released_frequencies_are_an_option() -> None:
-    module = forked(tied=True)
+    module = dit_fork(tied=True)
     inputs, before = unperturbed(module, 3)
     set_timestep_shift(module.model, 0.0)
     again = fork(module.model, module.contract)

@@ -12,14 +12,15 @@ from emag_export.exporter.graph.fork import Forked
 from emag_export.families import FAMILIES, KNOWN_MODELS, sampling_defaults
 from emag_export.kinds import KINDS, Variant
 from emag_export.reference.compare import compare
-from emag_export.reference.two_pass import two_pass_denoise
+from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.guidance.blur import blur_matrix
 from emag_export.runtime.guidance.rules import Guidance, cfg, emag
 from emag_export.runtime.sampling.conditioning import Conditioning
-from emag_export.runtime.sampling.plan import EmagWindows, Phase, make_plan
-from emag_export.runtime.sampling.schedule import flow_match_schedule
+from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
+from emag_export.runtime.sampling.schedule import flow_match_schedule, schedule_of
 from emag_export.runtime.sampling.select import at_random
 from tests.conftest import small_fork
+from tests.dit import CLASSES, DDIM, dit_fork
 
 STATELESS = [kind for kind, facts in KINDS.items() if facts.averages is None]
 IMAGES, TEXT, GRID = 2, 5, (3, 4)
@@ -47,7 +48,11 @@ def test_the_graph_does_what_the_reference_does(
     plan = make_plan(fork.contract, schedule, Guidance(), windows)
     noise = torch.randn(IMAGES, 4, 2 * GRID[0], 2 * GRID[1], generator=torch.Generator().manual_seed(1))
     given = Conditioning(given=conditioning(2), negative=conditioning(3))
-    steps = list(two_pass_denoise(fork.model, plan, noise, given))
+    follows(fork, plan, list(two_pass_denoise(fork.model, plan, noise, given)))
+
+
+def follows(fork: Forked, plan: Plan, steps: list[ReferenceStep]) -> None:
+    """The graph predicts what the reference does, and its negative is one."""
     comparison = compare(EagerEngine(fork, fork.contract.graph), plan, steps)
     assert comparison.passed, comparison.failures()
     guided = [step for step in steps if step.plan.phase == Phase.GUIDE]
@@ -56,6 +61,18 @@ def test_the_graph_does_what_the_reference_does(
     assert min(moved) > 1e-3, "the negative is the prediction itself"
     assert not any(step.choices for step in comparison.steps)
     assert comparison.agreement == "no block is chosen by an average"
+
+
+@pytest.mark.parametrize("variant", STATELESS)
+@pytest.mark.parametrize(("strength", "sigma"), [(1.0, None), (0.4, 1.5)])
+def test_so_does_that_of_a_class_model(variant: Variant, strength: float, sigma: float | None) -> None:
+    fork = dit_fork(variant)
+    windows = EmagWindows(strength=strength, blur_sigma=sigma)
+    plan = make_plan(fork.contract, schedule_of(DDIM, 6, 16, prediction="epsilon"), Guidance(), windows)
+    noise = torch.randn(IMAGES, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels, null = torch.tensor([3, 8]), torch.full((IMAGES,), CLASSES)
+    given = Conditioning(given={"class_labels": labels}, negative={"class_labels": null})
+    follows(fork, plan, list(two_pass_denoise(fork.model, plan, noise, given)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 16])
