@@ -64,7 +64,9 @@ def test_the_configuration_is_of_the_fields() -> None:
     ):
         assert line in text
     assert 'string_value: "cuda:1"' in text
-    assert {field.keyword for field in FIELDS.values()} <= set(SAMPLING_KEYWORDS)
+    assert [field.keyword for field in FIELDS.values()] == list(SAMPLING_KEYWORDS)
+    assert 'name: "GUIDANCE_INTERVAL", data_type: TYPE_FP32, dims: [ 2 ]' in text
+    assert 'name: "EMAG_BLOCKS", data_type: TYPE_INT32, dims: [ -1 ]' in text
 
 
 def test_the_model_opens_the_bundle_as_it_was_told() -> None:

@@ -31,7 +31,8 @@ class Request:
         for name, value in inputs.items():
             given = value.encode() if isinstance(value, str) else value
             kind = np.object_ if isinstance(given, bytes) else None
-            self.inputs[name] = np.array([[given]], dtype=kind)
+            values = list(given) if isinstance(given, tuple) else [given]
+            self.inputs[name] = np.array([values], dtype=kind)
 
     def correlation_id(self) -> int:
         return self.number
@@ -117,6 +118,19 @@ def test_a_client_that_takes_the_number_of_another_gets_its_own_picture(
         for answer, seed in ((first, 1), (second, 2)):
             (alone,) = pipeline.generate(PROMPT, seed=seed, steps=3)
             assert np.abs(pixels(answer) - np.asarray(alone)).max() <= 1
+
+
+def test_everything_that_generate_takes_can_be_sent(model: Any, tiny_bundle: Path) -> None:
+    given: dict[str, Any] = {"seed": 1, "steps": 4, "guidance_interval": (0.25, 1.0), "emag_blocks": (4,)}
+    given |= {"cfg_zero_star": True, "cfg_rescale": 0.5, "emag_delta": 0}
+    inputs = {name.upper(): value for name, value in given.items()}
+    answer, plain = run(
+        model, Request(1, PROMPT=PROMPT, **inputs), Request(2, PROMPT=PROMPT, SEED=1, STEPS=4)
+    )
+    with Pipeline.open(tiny_bundle, threads=1) as pipeline:
+        (alone,) = pipeline.generate(PROMPT, **given)
+    assert np.abs(pixels(answer) - np.asarray(alone)).max() <= 1
+    assert np.abs(pixels(answer) - pixels(plain)).max() > 8, "the inputs change nothing"
 
 
 def test_what_cannot_be_read_harms_nobody(model: Any) -> None:

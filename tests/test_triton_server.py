@@ -128,8 +128,8 @@ def _body(prompt: str, **fields: Any) -> dict[str, Any]:
     """A request as Triton takes it."""
     inputs = [{"name": "PROMPT", "datatype": "BYTES", "shape": [1, 1], "data": [prompt]}]
     for name, value in fields.items():
-        kind = FIELDS[name].kind.replace("STRING", "BYTES")
-        inputs.append({"name": name, "datatype": kind, "shape": [1, 1], "data": [value]})
+        kind, values = FIELDS[name].kind.replace("STRING", "BYTES"), np.atleast_1d(value).tolist()
+        inputs.append({"name": name, "datatype": kind, "shape": [1, len(values)], "data": values})
     return {"inputs": inputs, "outputs": [{"name": "PNG", "parameters": {"binary_data": True}}]}
 
 

@@ -113,7 +113,7 @@ def config_text(name: str, engine: EngineConfig, images: int, limits: Limits) ->
         limits: Of a request.
     """
     inputs = [_tensor(PROMPT, "STRING", optional=False)]
-    inputs += [_tensor(field, given.kind, optional=True) for field, given in FIELDS.items()]
+    inputs += [_tensor(name, field.kind, field.count, optional=True) for name, field in FIELDS.items()]
     lines = [
         f"name: {_quoted(name)}",
         'backend: "python"',
@@ -147,8 +147,10 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _tensor(name: str, kind: str, *, optional: bool) -> str:
-    words = f'name: "{name}", data_type: TYPE_{kind}, dims: [ 1 ]' + (", optional: true" if optional else "")
+def _tensor(name: str, kind: str, count: int = 1, *, optional: bool) -> str:
+    words = f'name: "{name}", data_type: TYPE_{kind}, dims: [ {count} ]' + (
+        ", optional: true" if optional else ""
+    )
     return f"  {{ {words} }}"
 
 

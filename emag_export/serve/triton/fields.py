@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from emag_export.errors import PARAMETER
+from emag_export.runtime.keywords import SAMPLING_KEYWORDS
 
 __all__ = ["FIELDS", "PICTURE", "PROMPT", "Field", "in_inputs"]
 
@@ -21,20 +22,36 @@ class Field:
     """Of :class:`~emag_export.runtime.keywords.SamplingKeywords`."""
     kind: str
     """As Triton calls it, without ``TYPE_``."""
+    count: int = 1
+    """How many values it takes; -1 is any number."""
 
+
+def _field(keyword: str) -> Field:
+    kind = next(kind for kind, names in _KINDS.items() if keyword in names)
+    return Field(keyword=keyword, kind=kind, count=_COUNTS.get(keyword, 1))
+
+
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "STRING": ("negative_prompt", "guidance", "emag_unit"),
+    "INT64": ("seed",),
+    "INT32": (
+        *("steps", "height", "width", "emag_start", "emag_delta", "emag_stop", "emag_blocks"),
+        *("random_blocks", "cfg_zero_init", "guided_channels"),
+    ),
+    "FP32": (
+        *("guidance_scale", "guidance_interval", "cfg_rescale", "emag_scale", "emag_beta", "emag_strength"),
+        "blur_sigma",
+    ),
+    "BOOL": ("cfg_zero_star", "tcfg"),
+}
+"""Triton's type to the keywords that have it."""
+
+_COUNTS: Mapping[str, int] = {"guidance_interval": 2, "emag_blocks": -1}
 
 FIELDS: Mapping[str, Field] = MappingProxyType(
-    {
-        "NEGATIVE_PROMPT": Field(keyword="negative_prompt", kind="STRING"),
-        "SEED": Field(keyword="seed", kind="INT64"),
-        "STEPS": Field(keyword="steps", kind="INT32"),
-        "GUIDANCE": Field(keyword="guidance", kind="STRING"),
-        "GUIDANCE_SCALE": Field(keyword="guidance_scale", kind="FP32"),
-        "EMAG_SCALE": Field(keyword="emag_scale", kind="FP32"),
-        "HEIGHT": Field(keyword="height", kind="INT32"),
-        "WIDTH": Field(keyword="width", kind="INT32"),
-    }
+    {keyword.upper(): _field(keyword) for keyword in SAMPLING_KEYWORDS}
 )
+"""Input to what it sets: everything that can be asked for."""
 
 
 def in_inputs(message: str) -> str:

@@ -74,21 +74,25 @@ def _error(error: EmagError) -> Any:
 
 
 def _read(request: Any) -> tuple[str, dict[str, Any]]:
-    prompt = _value(request, PROMPT)
+    (prompt,) = _values(request, PROMPT) or (None,)
     if not isinstance(prompt, str):
         raise InputError(f"the input {PROMPT} is missing; send what to draw")
-    given = {field.keyword: _value(request, name) for name, field in FIELDS.items()}
-    return prompt, {keyword: value for keyword, value in given.items() if value is not None}
+    given = {name: _values(request, name) for name in FIELDS}
+    return prompt, {
+        FIELDS[name].keyword: values if FIELDS[name].count != 1 else values[0]
+        for name, values in given.items()
+        if values
+    }
 
 
-def _value(request: Any, name: str) -> Any:
+def _values(request: Any, name: str) -> tuple[Any, ...]:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
-        return None
-    value = tensor.as_numpy().reshape(-1)[0]
-    if not isinstance(value, bytes):
-        return value.item()
+        return ()
     try:
-        return value.decode("utf-8")
+        return tuple(
+            value.decode("utf-8") if isinstance(value, bytes) else value
+            for value in tensor.as_numpy().reshape(-1).tolist()
+        )
     except UnicodeDecodeError:
         raise InputError(f"the input {name} is not UTF-8; encode its text so") from None
