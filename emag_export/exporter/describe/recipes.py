@@ -9,7 +9,7 @@ OPSETS: Mapping[str, int] = MappingProxyType({"float32": 20, "float16": 20, "bfl
 """Precision to the opset of its graphs. 20 is the oldest with ``Gelu`` as one operator, and runs on
 onnxruntime, TensorRT and TensorRT-RTX alike; 22 is the oldest in which ``Conv`` takes bfloat16."""
 
-GRAPHS = 2
+GRAPHS = 3
 """Raised when the same model and options give another graph than before: a change of the fork, of a rule of
 :mod:`emag_export.exporter.graph.passes`, of how things are traced."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from emag_export.contract import GraphSpec
 from emag_export.errors import ExportError
 from emag_export.exporter.describe.recipes import OPSETS
+from emag_export.exporter.graph.simplify import simplify
 from emag_export.shapes import Dim
 
 __all__ = ["export_graph"]
@@ -67,7 +68,7 @@ def export_graph(
                 output_names=[tensor.name for tensor in spec.outputs],
                 opset_version=opset,
                 dynamo=True,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
     except Exception as error:
@@ -77,6 +78,7 @@ def export_graph(
     model = program.model
     if model.opset_imports[""] != opset:
         raise ExportError(f"{spec.name} came out at opset {model.opset_imports['']}, {opset} was asked for")
+    simplify(model)
     _name_axes(model, spec)
     ClearMetadataAndDocStringPass()(model)
     _save(model, path)
