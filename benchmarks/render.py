@@ -142,12 +142,25 @@ def _measured(row: Mapping[str, Any] | None) -> str:
 
 
 def _accuracy() -> str:
-    found = load_results(prompt_accuracy.RESULTS)
-    headers, cells = [], []
-    for row in found["rows"]:
-        headers.append(f"`{row['guidance']}`" + ("" if row["variant"] == "-" else f", {row['variant']}"))
-        cells.append(f"{100 * row['accuracy']['right']:g} %")
-    return _table(headers, [cells])
+    columns = {}
+    for model in prompt_accuracy.SUBJECTS:
+        rows = load_results(prompt_accuracy.results_file(model))["rows"]
+        columns[model] = {row["guidance"]: row for row in rows}
+    names = dict.fromkeys(name for rows in columns.values() for name in rows)
+    headers = ["guidance", *(text for model in columns for text in (f">{model}", ">cost"))]
+    return _table(
+        headers,
+        (
+            [name, *(cell for rows in columns.values() for cell in _accuracy_cells(rows.get(name)))]
+            for name in names
+        ),
+    )
+
+
+def _accuracy_cells(row: Mapping[str, Any] | None) -> tuple[str, str]:
+    if row is None:
+        return "–", "–"
+    return f"{100 * row['accuracy']['right']:.1f} %", f"{row['row_blocks_relative_to_cfg']:.2f}"
 
 
 def _fusion() -> str:

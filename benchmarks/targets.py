@@ -1,8 +1,9 @@
 """The speed targets, measured and judged: ``python -m benchmarks.targets`` (``make bench``).
 
-Models are random, of SD3's depth and a quarter of its width, so that 28 steps of everything take minutes on
-two cores; tiny-sd3 stands for the smallest there is. Every figure is a ratio of interleaved runs in one
-process. Writes a results file and plots, named after the processor: ratios between two engines are its own.
+Models are random, of the depth of SD3 and of DiT-XL/2 and a quarter of their width, so that everything
+takes minutes on two cores; tiny-sd3 stands for the smallest there is. Every figure is a ratio of interleaved
+runs in one process. Writes a results file and plots, named after the processor: ratios between two engines
+are its own.
 """
 
 import argparse
@@ -24,10 +25,11 @@ from emag_export.bench.report import describe_machine
 from emag_export.bench.scaling import AXES
 
 _CLI = (sys.executable, "-m", "emag_export.cli.main")
-_RANDOM = ("--model", "sd3-narrow", "--weights", "random", "--components", "transformer")
+_RANDOM = ("--weights", "random", "--components", "transformer")
 _BUNDLES = {
-    "emag-q": _RANDOM,
-    "emag": (*_RANDOM, "--variant", "emag"),
+    "emag-q": ("--model", "sd3-narrow", *_RANDOM),
+    "emag": ("--model", "sd3-narrow", *_RANDOM, "--variant", "emag"),
+    "dit": ("--model", "dit-narrow", *_RANDOM),
     "tiny": ("--model", "tiny-sd3"),
 }
 _CASES = {
@@ -37,6 +39,7 @@ _CASES = {
         *("--no-baseline", "--no-memory"),
     ),
     "tiny-sd3": ("tiny", "--rounds", "3", "--no-memory"),
+    "DiT": ("dit", "--no-baseline", "--no-memory"),
 }
 """What is measured, as words of ``emag-export bench``; a name of :data:`_BUNDLES` stands for its folder."""
 _ORT = "onnxruntime (cpu)"
@@ -102,6 +105,8 @@ def judge(reports: dict[str, dict[str, Any]]) -> Iterator[Target]:
     yield _ratio("EMAG-Q ÷ CFG, 256 image tokens", query["to_cfg"], 1.25)
     yield _ratio("EMAG-Q ÷ CFG, 1024 image tokens", _row(large, "emag-q", _ORT)["to_cfg"], 1.25)
     yield _ratio("EMAG (map) ÷ CFG, 1024 image tokens", _row(large, "emag", _ORT)["to_cfg"], 1.45)
+    dit = _row(reports["DiT"]["results"], "emag-q", _ORT)
+    yield _ratio("EMAG-Q ÷ CFG, DiT of 28 blocks, 250 steps", dit["to_cfg"], 1.07)
     for name, rows, limit in (("24 blocks", small, 0.01), ("tiny-sd3", tiny, 0.05)):
         share = _row(rows, "emag-q", _ORT)["outside_engine"]
         yield Target(what=f"outside the engine, share of a run, {name}", measured=share, limit=limit)

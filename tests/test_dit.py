@@ -196,9 +196,10 @@ def test_published_models_cost_what_the_paper_counts() -> None:
 
         config = DIT.configs["dit-xl-2-512"]
         made = DiTTransformer2DModel.from_config(dict(config["transformer"]))
+        narrow = DiTTransformer2DModel.from_config(dict(DIT.configs["dit-narrow"]["transformer"]))
         vae = AutoencoderKL.from_config(dict(config["vae"]))
-    for model, count in ((made, DIT.parameters["dit-xl-2-512"]), (vae, DIT.parameters["vae"])):
-        assert sum(tensor.numel() for tensor in model.state_dict().values()) == count
+    for model, name in ((made, "dit-xl-2-512"), (narrow, "dit-narrow"), (vae, "vae")):
+        assert sum(tensor.numel() for tensor in model.state_dict().values()) == DIT.parameters[name]
 
 
 def test_an_unknown_model_is_sampled_as_the_published_ones(dit_pipeline: Path) -> None:

@@ -15,7 +15,7 @@ __all__ = ["CLASSES", "CONFIGS", "PARAMETERS"]
 Config = Mapping[str, Any]
 
 
-def _transformer(sample_size: int) -> Config:
+def _transformer(sample_size: int, heads: int = 16) -> Config:
     return MappingProxyType(
         {
             "_class_name": "DiTTransformer2DModel",
@@ -24,7 +24,7 @@ def _transformer(sample_size: int) -> Config:
             "in_channels": 4,
             "out_channels": 8,
             "num_layers": 28,
-            "num_attention_heads": 16,
+            "num_attention_heads": heads,
             "attention_head_dim": 72,
             "attention_bias": True,
             "activation_fn": "gelu-approximate",
@@ -64,12 +64,16 @@ _SCHEDULER: Config = MappingProxyType(
     }
 )
 
+_TRANSFORMERS = {
+    **{f"dit-xl-2-{side}": _transformer(side // 8) for side in (256, 512)},
+    # No published model: the depth of the others at a quarter of their width, to measure ratios.
+    "dit-narrow": _transformer(32, heads=4),
+}
+
 CONFIGS: Mapping[str, Mapping[str, Config]] = MappingProxyType(
     {
-        f"dit-xl-2-{side}": MappingProxyType(
-            {"transformer": _transformer(side // 8), "vae": _VAE, "scheduler": _SCHEDULER}
-        )
-        for side in (256, 512)
+        name: MappingProxyType({"transformer": transformer, "vae": _VAE, "scheduler": _SCHEDULER})
+        for name, transformer in _TRANSFORMERS.items()
     }
 )
 """Known name to the configuration of every component."""
@@ -84,6 +88,11 @@ CLASSES: Mapping[str, tuple[str, str]] = MappingProxyType(
 """Component to library and class, as ``model_index.json`` names them."""
 
 PARAMETERS: Mapping[str, int] = MappingProxyType(
-    {"dit-xl-2-256": 749_826_464, "dit-xl-2-512": 749_826_464, "vae": 83_653_863}
+    {
+        "dit-xl-2-256": 749_826_464,
+        "dit-xl-2-512": 749_826_464,
+        "dit-narrow": 54_580_352,
+        "vae": 83_653_863,
+    }
 )
 """Numbers stored for a model's transformer, with every block's own embedding, and for the other folder."""
