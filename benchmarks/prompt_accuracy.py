@@ -60,17 +60,12 @@ def _classes(count: int) -> tuple[list[str], Judge]:
     )
 
 
-_OTHERS = (
-    (Variant.EMAG, "emag", None),
-    (Variant.EMAG, "emag-only", None),
-    *((variant, "emag", None) for variant, facts in KINDS.items() if not facts.averages),
-)
 SUBJECTS: Mapping[str, Subject] = {
     "tiny-sd3": Subject(
         cases=(
-            (Variant.EMAG_Q, "cfg", 1.0),
             *((Variant.EMAG_Q, name, None) for name in GUIDANCES),
-            *_OTHERS,
+            (Variant.EMAG, "emag", None),
+            (Variant.EMAG, "emag-only", None),
             (Variant.EMAG_I, "emag", None),
         ),
         questions=_scenes,
@@ -78,8 +73,10 @@ SUBJECTS: Mapping[str, Subject] = {
     "tiny-dit": Subject(
         cases=(
             (Variant.EMAG_Q, "cfg", 1.0),
-            *((Variant.EMAG_Q, name, None) for name in GUIDANCES if "cads" not in name),
-            *_OTHERS,
+            *((Variant.EMAG_Q, name, None) for name, rule in GUIDANCES.items() if not rule.cads),
+            (Variant.EMAG, "emag", None),
+            (Variant.EMAG, "emag-only", None),
+            *((kind, "emag", None) for kind, facts in KINDS.items() if facts.averages is None),
         ),
         questions=_classes,
     ),
@@ -97,8 +94,7 @@ def axes(model: str) -> dict[str, Any]:
 
 
 def _label(variant: Variant, guidance: str, scale: float | None) -> str:
-    name = guidance if not GUIDANCES[guidance].perturbed else f"{guidance}, {variant}"
-    return name if scale is None else f"{name}, scale {scale:g}"
+    return f"{variant} {guidance}" + ("" if scale is None else f" {scale:g}")
 
 
 @click.command()
@@ -121,7 +117,8 @@ def main(model: str, prompts: int, bundles: Path, output: Path | None) -> None:
                 cost = pipeline.prepare(requests[:1]).plan.cost.relative_to_cfg
                 rows.append(
                     {
-                        "guidance": _label(*case),
+                        "variant": "-" if not GUIDANCES[case[1]].perturbed else str(variant),
+                        "guidance": "none" if case[2] == 1 else case[1],
                         "row_blocks_relative_to_cfg": round(cost, 3),
                         "accuracy": judge(pictures),
                     }
@@ -153,9 +150,10 @@ def _pictures(pipeline: Pipeline, requests: list[GenerationRequest], label: str)
 
 def _report(model: str, rows: list[dict[str, Any]], prompts: int, output: Path) -> None:
     attributes = list(rows[0]["accuracy"])
-    grid = table("guidance", ">× CFG", *(f">{name} %" for name in attributes))
+    grid = table("variant", "guidance", ">× CFG", *(f">{name} %" for name in attributes))
     for row in rows:
         grid.add_row(
+            row["variant"],
             row["guidance"],
             f"{row['row_blocks_relative_to_cfg']:.3f}",
             *(f"{100 * row['accuracy'][name]:.0f}" for name in attributes),

@@ -145,7 +145,7 @@ def _accuracy() -> str:
     columns = {}
     for model in prompt_accuracy.SUBJECTS:
         rows = load_results(prompt_accuracy.results_file(model))["rows"]
-        columns[model] = {row["guidance"]: row for row in rows}
+        columns[model] = {_guidance(row): row for row in rows}
     names = dict.fromkeys(name for rows in columns.values() for name in rows)
     headers = ["guidance", *(text for model in columns for text in (f">{model}", ">cost"))]
     return _table(
@@ -155,6 +155,10 @@ def _accuracy() -> str:
             for name in names
         ),
     )
+
+
+def _guidance(row: Mapping[str, Any]) -> str:
+    return f"`{row['guidance']}`" + ("" if row["variant"] == "-" else f", {row['variant']}")
 
 
 def _accuracy_cells(row: Mapping[str, Any] | None) -> tuple[str, str]:

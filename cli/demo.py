@@ -1,6 +1,6 @@
 """``emag-export demo``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,43 +24,57 @@ from emag_export.runtime.request import GenerationRequest, default_request
 
 __all__ = ["command"]
 
-_PROMPTS = (
-    "a large red circle on a blue background",
-    DEFAULT_PROMPT,
-    "a large green triangle on a white background",
-    "a small blue circle above a large purple ring on a green background",
-    "a large black ring on an orange background",
-)
+EMBEDDED = tuple(name for name, known in KNOWN_MODELS.items() if known.source.startswith("package:"))
+"""Models in this package."""
+_PROMPTS: Mapping[str, tuple[str, ...]] = {
+    "tiny-sd3": (
+        "a large red circle on a blue background",
+        DEFAULT_PROMPT,
+        "a large green triangle on a white background",
+        "a small blue circle above a large purple ring on a green background",
+        "a large black ring on an orange background",
+    ),
+    "tiny-dit": ("red circle", "blue square", "green triangle", "purple ring", "yellow star"),
+}
 _ENGINE = EngineConfig()
 _COLUMNS: Mapping[str, tuple[Variant, str]] = {
     "CFG": (Variant.EMAG_Q, "cfg"),
     "EMAG-Q": (Variant.EMAG_Q, "emag"),
     "EMAG": (Variant.EMAG, "emag"),
 }
-MODEL = next(name for name, known in KNOWN_MODELS.items() if known.source.startswith("package:"))
-"""The embedded one."""
 _AMPLIFIED = 8
 """Factor of the column that shows where EMAG-Q changed the picture."""
 
 
 @cli_command("demo")
 @group(
+    "Model",
+    option(
+        "--model",
+        type=click.Choice(EMBEDDED),
+        default=EMBEDDED[0],
+        show_default=True,
+        help="Which embedded model.",
+    ),
+)
+@group(
     "Output",
     option(
         "-o",
         "--output",
         type=click.Path(path_type=Path),
-        default=Path("out/demo"),
-        show_default=True,
-        help="Folder for bundles, pictures and reports.",
+        help=f"Folder for bundles, pictures and reports.  [default: out/demo; with another model than "
+        f"{EMBEDDED[0]}, out/demo-MODEL]",
     ),
 )
-def command(output: Path) -> None:
-    """Build, generate and compare with the embedded model.
+def command(model: str, output: Path | None) -> None:
+    """Build, generate and compare with an embedded model.
 
     Exports it as emag-q and emag, draws the same prompts with CFG, EMAG-Q and EMAG, and compares
     both bundles with PyTorch. What is already there is not made again.
     """
+    output = output or Path("out", "demo" if model == EMBEDDED[0] else f"demo-{model}")
+    prompts = _PROMPTS[model]
     needed = ("accelerate", "onnx", "onnxscript", "onnxruntime", "matplotlib", "skimage")
     require_packages(*needed, purpose="the demonstration")
     with status.status("loading PyTorch …"):
@@ -73,29 +87,31 @@ def command(output: Path) -> None:
         with progress_bar(f"exporting {variant}", None) as progress:
             options = BuildOptions(variant=variant)
             report = bar_reporter(progress)
-            bundles[variant] = build(MODEL, folder, options, overwrite=True, progress=report)
+            bundles[variant] = build(model, folder, options, overwrite=True, progress=report)
         out.print(f"bundle   {folder}", markup=False)
-    out.print(f"pictures {_draw(bundles, output)}", markup=False)
-    failed = [report for report in (_compare(bundle, output) for bundle in bundles.values()) if report]
+    out.print(f"pictures {_draw(bundles, prompts, output)}", markup=False)
+    failed = [
+        report for report in (_compare(bundle, prompts, output) for bundle in bundles.values()) if report
+    ]
     if failed:
         raise ComparisonFailed(f"a comparison lies above its threshold; see {failed[0]}")
     out.print(
-        f'\nNext: emag-export generate {output / "bundle-emag-q"} --prompt "{_PROMPTS[0]}" -o circle.png',
+        f'\nNext: emag-export generate {output / "bundle-emag-q"} --prompt "{prompts[0]}" -o circle.png',
         style="dim",
         markup=False,
     )
 
 
-def _requests(bundle: Bundle, guidance: str) -> list[GenerationRequest]:
+def _requests(bundle: Bundle, prompts: Sequence[str], guidance: str) -> list[GenerationRequest]:
     base = default_request(bundle, "-")
     chosen: Guidance = replace(base.guidance, name=guidance)
     return [
         replace(base, prompt=prompt, seed=seed, guidance=chosen)
-        for seed, prompt in enumerate(_PROMPTS, start=1)
+        for seed, prompt in enumerate(prompts, start=1)
     ]
 
 
-def _draw(bundles: Mapping[Variant, Bundle], output: Path) -> Path:
+def _draw(bundles: Mapping[Variant, Bundle], prompts: Sequence[str], output: Path) -> Path:
     import numpy as np
     from PIL import Image
 
@@ -103,22 +119,22 @@ def _draw(bundles: Mapping[Variant, Bundle], output: Path) -> Path:
 
     columns = {}
     for label, (variant, guidance) in _COLUMNS.items():
-        requests = _requests(bundles[variant], guidance)
+        requests = _requests(bundles[variant], prompts, guidance)
         paths = [output / "pictures" / f"{label.lower()}-seed{request.seed}.png" for request in requests]
-        generate_all(bundles[variant], requests, paths, _ENGINE, batch_size=len(_PROMPTS))
+        generate_all(bundles[variant], requests, paths, _ENGINE, batch_size=len(prompts))
         columns[label] = np.stack([np.asarray(Image.open(path)) for path in paths])
     change = np.abs(columns["EMAG-Q"].astype(int) - columns["CFG"].astype(int))
     columns[f"|EMAG-Q - CFG| × {_AMPLIFIED}"] = np.minimum(change * _AMPLIFIED, 255).astype(np.uint8)
     grid = output / "pictures.png"
-    save_gallery(columns, _PROMPTS, grid)
+    save_gallery(columns, prompts, grid)
     return grid
 
 
-def _compare(bundle: Bundle, output: Path) -> Path | None:
+def _compare(bundle: Bundle, prompts: Sequence[str], output: Path) -> Path | None:
     """The report's folder if the comparison failed."""
     from emag_export.reference.report import write_report
 
-    requests = _requests(bundle, "emag")[:2]
+    requests = _requests(bundle, prompts[:2], "emag")
     comparison = run_comparison(bundle, requests, _ENGINE)
     folder = output / f"compare-{bundle.contract.variant}"
     write_report(comparison, folder, notes={"prompts": "; ".join(request.prompt for request in requests)})

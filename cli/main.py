@@ -25,7 +25,7 @@ _COMMANDS = {
     "inspect": "Show what a bundle holds and check its hashes.",
     "models": "List the models known by name.",
     "doctor": "Show what this machine can run and what to install.",
-    "demo": "Build, generate and compare with the embedded model.",
+    "demo": "Build, generate and compare with an embedded model.",
 }
 
 # click leaves a paragraph that begins with a backspace as it is; others are wrapped.

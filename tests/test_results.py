@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ AXES: dict[str, Callable[[], dict[str, Any]]] = {
     "full-size.json": full_size.axes,
     "fusion.json": fusion.axes,
     "golden_errors.json": golden_errors.axes,
-    "prompt_accuracy.json": prompt_accuracy.axes,
+    **{f"{model}.json": partial(prompt_accuracy.axes, model) for model in prompt_accuracy.SUBJECTS},
     "bench": targets.axes,
     "serving": serving.axes,
     "soak.json": soak.axes,

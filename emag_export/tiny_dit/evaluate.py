@@ -1,4 +1,4 @@
-"""Measure how many pictures show their class: ``python -m emag_export.tiny_dit.evaluate MODEL``."""
+"""Measure how many pictures show their class and write the card: ``python -m …tiny_dit.evaluate MODEL``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 import torch
 from diffusers import DiTPipeline
 
+from emag_export.tiny_dit.card import write_card
 from emag_export.tiny_dit.checker import check_class, class_accuracy
 from emag_export.tiny_dit.classes import CLASSES, class_names
 from emag_export.tiny_dit.pipeline import load
@@ -68,7 +69,7 @@ def shown_labels() -> list[int]:
 @click.option("--rounds", default=2, show_default=True, help="Pictures of each class.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads.")
 def main(model: Path, rounds: int, threads: int) -> None:
-    """Measure the accuracy of the pipeline in MODEL; write accuracy.json and samples.png into it.
+    """Measure the accuracy of the pipeline in MODEL; write its card, README.md, and samples.png.
 
     Every class is asked for, from the same noise at every guidance scale, and a rule-based checker judges the
     pictures.
@@ -81,6 +82,7 @@ def main(model: Path, rounds: int, threads: int) -> None:
     (model / "accuracy.json").write_text(json.dumps(facts, indent=2) + "\n")
     pictures = ddim(pipeline, shown_labels(), SHOWN_SCALE)
     sheet(pictures, columns=6).save(model / "samples.png", optimize=True)
+    write_card(model, f"Guidance scale {SHOWN_SCALE:g}, {DDIM_STEPS} steps: " + ", ".join(SHOWN) + ".")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """DiT models known by name, and defaults for others. A table of facts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from emag_export.kinds import Variant
@@ -58,4 +59,18 @@ def _xl_2(side: int) -> KnownModel:
     )
 
 
-MODELS: Mapping[str, KnownModel] = MappingProxyType({f"dit-xl-2-{side}": _xl_2(side) for side in (256, 512)})
+MODELS: Mapping[str, KnownModel] = MappingProxyType(
+    {
+        # Trained here, see emag_export/tiny_dit. Its run is a tenth of the published one, windows with it.
+        "tiny-dit": KnownModel(
+            source="package:tiny_dit/model",
+            summary="embedded, trained on coloured shapes as classes, 64x64",
+            blocks=8,
+            precision="float32",
+            defaults=replace(
+                defaults_of(64, 8), steps=25, apg_scale=6.0, apg_norm_threshold=3.0, emag_unit="250ths"
+            ),
+        ),
+        **{f"dit-xl-2-{side}": _xl_2(side) for side in (256, 512)},
+    }
+)
