@@ -31,7 +31,7 @@ check: lint  ## Lint and the fast tests: what to run while you work
 test: lint  ## Lint, then run every test but those of make serving and make rehearsal
 	$(BIN)/python -m pytest $(PARALLEL) -m "not ($(SEPARATE))"
 
-rehearsal: $(STAMP)  ## The GPU measurements in small on the CPU, and more engines compiled (ten minutes)
+rehearsal: $(STAMP)  ## What make test leaves out: GPU measurements in small, more engines and replays (20 minutes)
 	$(BIN)/python -m pytest -m rehearsal -rs
 
 serving: $(STAMP)  ## What needs Chromium, Ray or Triton beside us (installs the latter two; a quarter of an hour)

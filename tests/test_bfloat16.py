@@ -15,18 +15,21 @@ from emag_export.engines.tensorrt.build import plan_engine_build
 from emag_export.engines.tensorrt.flavour import flavour_of
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.errors import ExportError
+from emag_export.exporter.build import build
 from emag_export.exporter.eager import open_eager, source_of
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
 from emag_export.exporter.graph.upcast import upcast_graph, upcast_spec
 from emag_export.exporter.graph.verify import verify_graph
-from emag_export.kinds import Variant
-from tests.bundles import TinyBundles
+from emag_export.options import BuildOptions
+from tests.bundles import once
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundles: TinyBundles) -> Bundle:
+def bundle(shared_folder: Path, small_pipeline: Path) -> Bundle:
     """Every graph of it was checked when it was exported."""
-    return Bundle(tiny_bundles(Variant.EMAG_Q, "bfloat16"))
+    options = BuildOptions(emag_candidates=(1, 2), precision="bfloat16")
+    folder = shared_folder / "small-bfloat16"
+    return Bundle(once(folder, lambda path: build(str(small_pipeline), path, options)))
 
 
 @pytest.fixture(scope="module")

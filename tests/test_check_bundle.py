@@ -17,16 +17,15 @@ from emag_export.bundle import DENOISER, MANIFEST, Bundle
 from emag_export.engines.observed import ObservedEngine
 from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
-from emag_export.exporter.build import build
 from emag_export.exporter.eager import open_eager, source_of
 from emag_export.exporter.source.load import load_recorded
-from emag_export.options import BuildOptions
+from emag_export.kinds import Variant
 from emag_export.progress import Event
 from emag_export.reference import check_bundle as checking
 from emag_export.reference import memory
 from emag_export.reference.check_bundle import check_bundle, random_encoder
 from emag_export.runtime.request import GenerationRequest, default_request
-from tests.bundles import once, opener
+from tests.bundles import TinyBundles, once, opener
 from tests.sd3 import EMBEDS, POOLED
 
 STEPS = 3
@@ -59,10 +58,10 @@ def _keep_denoiser(whole: Path, path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def float16_denoiser(shared_folder: Path) -> Path:
-    """The denoiser of tiny-sd3 in float16, built alone."""
-    options = BuildOptions(precision="float16", components=(DENOISER,))
-    return once(shared_folder / "tiny-half", lambda path: build("tiny-sd3", path, options))
+def float16_denoiser(shared_folder: Path, tiny_bundles: TinyBundles) -> Path:
+    """The denoiser of tiny-sd3 in float16."""
+    whole = tiny_bundles(Variant.EMAG_Q, "float16")
+    return once(shared_folder / "tiny-half", lambda path: _keep_denoiser(whole, path))
 
 
 def have(monkeypatch: pytest.MonkeyPatch, available: int) -> None:

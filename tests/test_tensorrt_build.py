@@ -54,7 +54,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
     ("variant", "precision", "targets"),
     [
         (Variant.EMAG_Q, "float32", BLACKWELL_AND_ADA),
-        (Variant.EMAG, "float16", ("sm89",)),
+        pytest.param(Variant.EMAG, "float16", ("sm89",), marks=pytest.mark.rehearsal),
         pytest.param(Variant.EMAG_Q, "float16", ("sm89",), marks=pytest.mark.rehearsal),
         pytest.param(Variant.EMAG_Q, "float16", ("sm120",), marks=pytest.mark.rehearsal),
         pytest.param(Variant.EMAG, "float32", BLACKWELL_AND_ADA, marks=pytest.mark.rehearsal),
