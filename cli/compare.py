@@ -28,9 +28,9 @@ from emag_export.runtime.request import GenerationRequest, any_prompt, check_pro
 if TYPE_CHECKING:
     from emag_export.reference.comparison import Comparison
 
-__all__ = ["DEFAULT_PROMPT", "command", "run_comparison"]
+__all__ = ["command", "run_comparison"]
 
-DEFAULT_PROMPT = "a large red circle to the left of a small blue square on a yellow background"
+_PROMPT = "a large red circle to the left of a small blue square on a yellow background"
 
 
 @cli_command("compare", renamed={**RENAMED, "--reference": "--source"})
@@ -66,7 +66,7 @@ def command(bundle: Path, report: Path | None, as_json: bool, **options: Any) ->
     """
     require_packages("skimage", *(["matplotlib"] if report is not None else []), purpose="comparing")
     opened = Bundle(bundle)
-    prompts = read_prompts(options["prompts"] or (any_prompt(opened, DEFAULT_PROMPT),), None)
+    prompts = read_prompts(options["prompts"] or (any_prompt(opened, _PROMPT),), None)
     base = request_of(opened, prompts[0], options)
     requests = [replace(base, prompt=prompt, seed=base.seed + i) for i, prompt in enumerate(prompts)]
     plan_request(opened, base)

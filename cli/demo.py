@@ -8,7 +8,7 @@ import click
 from cloup import option
 
 from emag_export.bundle import Bundle
-from emag_export.cli.compare import DEFAULT_PROMPT, run_comparison
+from emag_export.cli.compare import run_comparison
 from emag_export.cli.console import out, progress_bar, quiet_libraries, status
 from emag_export.cli.generate import generate_all
 from emag_export.cli.options import cli_command, group
@@ -26,16 +26,6 @@ __all__ = ["command"]
 
 EMBEDDED = tuple(name for name, known in KNOWN_MODELS.items() if known.source.startswith("package:"))
 """Models in this package."""
-_PROMPTS: Mapping[str, tuple[str, ...]] = {
-    "tiny-sd3": (
-        "a large red circle on a blue background",
-        DEFAULT_PROMPT,
-        "a large green triangle on a white background",
-        "a small blue circle above a large purple ring on a green background",
-        "a large black ring on an orange background",
-    ),
-    "tiny-dit": ("red circle", "blue square", "green triangle", "purple ring", "yellow star"),
-}
 _ENGINE = EngineConfig()
 _COLUMNS: Mapping[str, tuple[Variant, str]] = {
     "CFG": (Variant.EMAG_Q, "cfg"),
@@ -74,7 +64,7 @@ def command(model: str, output: Path | None) -> None:
     both bundles with PyTorch. What is already there is not made again.
     """
     output = output or Path("out", "demo" if model == EMBEDDED[0] else f"demo-{model}")
-    prompts = _PROMPTS[model]
+    prompts = KNOWN_MODELS[model].examples
     needed = ("accelerate", "onnx", "onnxscript", "onnxruntime", "matplotlib", "skimage")
     require_packages(*needed, purpose="the demonstration")
     with status.status("loading PyTorch …"):

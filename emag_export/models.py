@@ -83,3 +83,5 @@ class KnownModel:
     defaults: SamplingDefaults
     negatives: Mapping[Variant, NegativeDefaults] = field(default_factory=dict)
     """Kinds of negatives that are published for this very model."""
+    examples: tuple[str, ...] = ()
+    """Prompts that a demonstration draws; of embedded models."""

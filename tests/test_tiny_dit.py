@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiTPipeline
 
-from emag_export.tiny_dit import classes, loss, networks, train
+from emag_export.tiny_dit import MODEL_DIR, classes, evaluate, loss, networks, sample, train
 from emag_export.tiny_dit.checker import check_class
 from emag_export.tiny_dit.pipeline import assemble, load, write
 from emag_export.tiny_sd3.scenes import draw
@@ -45,6 +46,23 @@ def test_diffusers_reads_the_names_of_all_classes(untrained: Path) -> None:
     assert stock.transformer.config.num_embeds_ada_norm == networks.NULL_CLASS == len(LABELS)
     assert stock.transformer.config.out_channels == 2 * stock.transformer.config.in_channels
     assert stock.scheduler.config.clip_sample is False
+
+
+def test_the_model_that_ships_is_small_and_has_its_card() -> None:
+    files = [path for path in MODEL_DIR.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 4 * 2**20
+    text = (MODEL_DIR / "README.md").read_text("utf-8")
+    table = json.loads((MODEL_DIR / "accuracy.json").read_text("utf-8"))["accuracy"]
+    for name, shares in table.items():
+        assert f"| {name} | {100 * shares['right']:.1f} % |" in text
+
+
+def test_it_draws_its_classes() -> None:
+    """Twelve classes, seeds 0 to 11; of 192 pictures 70 % are right with guidance and 48 % without."""
+    labels = evaluate.shown_labels()
+    pictures = sample.ddim(load(MODEL_DIR), labels, 4.0)
+    shares = evaluate.measure(pictures, labels)
+    assert shares["right"] >= 0.5 and shares["colour"] >= 0.9
 
 
 def test_checker_agrees_with_drawn_scenes() -> None:

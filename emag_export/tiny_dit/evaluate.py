@@ -66,7 +66,7 @@ def shown_labels() -> list[int]:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--rounds", default=2, show_default=True, help="Pictures of each class.")
+@click.option("--rounds", default=4, show_default=True, help="Pictures of each class.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads.")
 def main(model: Path, rounds: int, threads: int) -> None:
     """Measure the accuracy of the pipeline in MODEL; write its card, README.md, and samples.png.

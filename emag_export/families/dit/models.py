@@ -70,6 +70,7 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
             defaults=replace(
                 defaults_of(64, 8), steps=25, apg_scale=6.0, apg_norm_threshold=3.0, emag_unit="250ths"
             ),
+            examples=("red circle", "blue square", "green triangle", "purple ring", "black star"),
         ),
         **{f"dit-xl-2-{side}": _xl_2(side) for side in (256, 512)},
     }

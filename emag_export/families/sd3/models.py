@@ -61,6 +61,13 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
                 candidates=(3, 4, 5),
                 max_sequence_length=20,
             ),
+            examples=(
+                "a large red circle on a blue background",
+                "a large red circle to the left of a small blue square on a yellow background",
+                "a large green triangle on a white background",
+                "a small blue circle above a large purple ring on a green background",
+                "a large black ring on an orange background",
+            ),
         ),
         # Guidance and steps: arXiv:2512.17303, section 5. Blocks: the checkpoints' transformer/config.json.
         "sd3": KnownModel(
