@@ -1,4 +1,4 @@
-"""One perturbed pass of the unmodified diffusers model: probes in its candidate blocks, and where they act."""
+"""One perturbed pass of the unmodified diffusers model: the probes of its candidate blocks."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
