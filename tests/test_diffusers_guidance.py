@@ -1,13 +1,19 @@
 """EMAG inside diffusers' own pipelines against the two-pass reference on the same models."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import StableDiffusion3Pipeline
+from PIL import Image
 from torch import Tensor
 
 from emag_export.diffusers_guidance.guider import EMAGuidance
@@ -35,6 +41,8 @@ from tests.diffusers_pipelines import (
 )
 from tests.golden.case import GoldenCase
 from tests.reference_inputs import GOLDEN, golden_model
+
+ROOT = Path(__file__).parent.parent
 
 TOLERANCE = 1e-5
 """Relative, of final latents. The reference puts rows [u, c] through its perturbed pass where one row is
@@ -271,3 +279,20 @@ def test_a_guider_is_kept_in_files(tmp_path: Path) -> None:
     off = guider.new(enabled=False)
     plain = draw_text(text_pipeline(model), given, scale=1.0)
     assert difference(draw_modular(modular_pipeline(off, model), given), plain) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["examples/diffusers_guider.py", "docs/diffusers.md"])
+def test_what_is_shown_runs(source: str, tmp_path: Path) -> None:
+    """The plain pipeline and the modular one draw the same ring."""
+    text = (ROOT / source).read_text("utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)) or text
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=300)
+    if source.startswith("docs"):
+        one, other = (
+            np.asarray(Image.open(tmp_path / f"{name}.png"), int) for name in ("ring", "the-same-ring")
+        )
+        assert abs(one - other).max() <= 1, "rounding"
+    else:
+        assert (tmp_path / "out" / "diffusers.png").exists()
