@@ -8,7 +8,8 @@
 
 Importing this package is free: no torch, no I/O, no environment. Names are imported when they are first used.
 The rooms below are :mod:`emag_export.families`, :mod:`emag_export.exporter`, :mod:`emag_export.engines`,
-:mod:`emag_export.runtime`, :mod:`emag_export.reference`, :mod:`emag_export.bench` and :mod:`emag_export.cli`.
+:mod:`emag_export.runtime`, :mod:`emag_export.reference`, :mod:`emag_export.diffusers_guidance`,
+:mod:`emag_export.bench` and :mod:`emag_export.cli`.
 """
 
 from importlib import import_module
@@ -19,6 +20,8 @@ from emag_export.version import VERSION
 if TYPE_CHECKING:
     from emag_export.api import build, compile
     from emag_export.bundle import Bundle
+    from emag_export.diffusers_guidance.guider import EMAGuidance
+    from emag_export.diffusers_guidance.pipeline import guide_pipeline
     from emag_export.engines.config import EngineConfig
     from emag_export.errors import EmagError
     from emag_export.kinds import Renorm, Variant
@@ -30,6 +33,7 @@ __version__ = VERSION
 
 __all__ = [
     "Bundle",
+    "EMAGuidance",
     "EmagError",
     "EngineConfig",
     "Event",
@@ -40,11 +44,13 @@ __all__ = [
     "__version__",
     "build",
     "compile",
+    "guide_pipeline",
 ]
 
 
 _HOMES = {
     "Bundle": "bundle",
+    "EMAGuidance": "diffusers_guidance.guider",
     "EmagError": "errors",
     "EngineConfig": "engines.config",
     "Event": "progress",
@@ -54,6 +60,7 @@ _HOMES = {
     "Variant": "kinds",
     "build": "api",
     "compile": "api",
+    "guide_pipeline": "diffusers_guidance.pipeline",
 }
 """Public name to the module that defines it."""
 

@@ -6,6 +6,7 @@ from emag_export.bundle import Bundle
 from emag_export.contract import DenoiserContract
 from emag_export.errors import InputError
 from emag_export.kinds import Variant, member
+from emag_export.models import SamplingDefaults
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, Plan, Unit, make_plan
@@ -14,7 +15,15 @@ from emag_export.runtime.sampling.select import Choose, always, at_random
 from emag_export.shapes import Sizes, evaluate
 from emag_export.sizes import picture_sizes
 
-__all__ = ["GenerationRequest", "any_prompt", "check_prompts", "default_request", "plan_request"]
+__all__ = [
+    "GenerationRequest",
+    "any_prompt",
+    "check_prompts",
+    "choose_blocks",
+    "default_request",
+    "plan_request",
+    "request_of",
+]
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -76,11 +85,16 @@ def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:
     tokens, contract = request.image_tokens(bundle), bundle.contract
     scheduler = bundle.config("scheduler", "scheduler_config.json")
     schedule = schedule_of(scheduler, request.steps, tokens, prediction=contract.prediction)
-    choose = _choose(contract, request)
+    choose = choose_blocks(contract, request)
     return make_plan(contract, schedule, request.guidance, request.windows, choose)
 
 
-def _choose(contract: DenoiserContract, request: GenerationRequest) -> Choose | None:
+def choose_blocks(contract: DenoiserContract, request: GenerationRequest) -> Choose | None:
+    """How the request chooses blocks; None leaves it to the kind of negative.
+
+    Raises:
+        InputError: If a block is no candidate, or there are fewer candidates than are to be drawn.
+    """
     if request.random_blocks is not None:
         return at_random(request.random_blocks, contract.blocks, request.steps)
     return None if request.fixed_blocks is None else always(request.fixed_blocks, contract.blocks)
@@ -109,7 +123,11 @@ def any_prompt(bundle: Bundle, text: str) -> str:
 def default_request(bundle: Bundle, prompt: str, variant: Variant | None = None) -> GenerationRequest:
     """The bundle's own defaults for a prompt."""
     bundle.require_variant(variant)
-    defaults = bundle.defaults
+    return request_of(bundle.defaults, prompt)
+
+
+def request_of(defaults: SamplingDefaults, prompt: str) -> GenerationRequest:
+    """A model's defaults for a prompt."""
     return GenerationRequest(
         prompt=prompt,
         height=defaults.height,

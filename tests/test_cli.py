@@ -252,7 +252,7 @@ def test_models_and_doctor() -> None:
         (["--prompt", "x", "--seed", "-1"], "seed is -1"),
         (
             ["--prompt", "x", "--emag-blocks", "9"],
-            "block 9 is no candidate of this bundle, which has 3, 4, 5",
+            "block 9 is no candidate, which are 3, 4, 5",
         ),
         (["--prompt", "x", "--emag-blocks", "six"], "names no blocks; write 6-8"),
         (["--prompt", "x", "--emag-beta", "2"], "--emag-beta is 2.0; it must lie between"),

@@ -328,7 +328,7 @@ def test_bad_values_of_build_are_named(keywords: dict[str, Any], said: str) -> N
         ("", {}, "the `prompt` is empty"),
         (PROMPT, {"guidance": "magic"}, "magic.*cfg, emag"),
         (PROMPT, {"height": 60}, "`height` 60 is no multiple of 8; take 56 or 64"),
-        (PROMPT, {"emag_blocks": (9,)}, "block 9 is no candidate of this bundle, which has 3, 4, 5"),
+        (PROMPT, {"emag_blocks": (9,)}, "block 9 is no candidate, which are 3, 4, 5"),
     ],
 )
 def test_bad_values_of_generate_are_named(

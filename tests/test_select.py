@@ -28,7 +28,7 @@ def test_always_names_the_same_blocks_in_every_step(index: int) -> None:
 
 
 def test_always_refuses_a_block_that_is_no_candidate() -> None:
-    with pytest.raises(InputError, match="block 9 is no candidate of this bundle, which has 6, 7, 8"):
+    with pytest.raises(InputError, match="block 9 is no candidate, which are 6, 7, 8"):
         always([6, 9], (6, 7, 8))
 
 

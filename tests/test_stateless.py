@@ -89,7 +89,7 @@ def test_random_blocks_change_and_repeat() -> None:
     assert masks == [again(index) for index in range(20)]
     assert all(mask is not None and sum(mask) == 2 for mask in masks)
     assert len(set(masks)) > 3
-    with pytest.raises(InputError, match="`random_blocks` is 5; this bundle has 4 candidate blocks"):
+    with pytest.raises(InputError, match="`random_blocks` is 5; there are 4 candidate blocks"):
         at_random(5, (4, 5, 6, 7), 20)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "SWITCHES",
     "family_of",
     "family_of_pipeline",
+    "family_of_transformer",
     "sampling_defaults",
 ]
 
@@ -59,12 +60,13 @@ def family_of(contract: DenoiserContract) -> Family:
     return FAMILIES[contract.family]
 
 
-def family_of_pipeline(class_name: str | None, where: str) -> Family:
+def family_of_pipeline(class_name: str | None, where: str, *, purpose: str = "exported") -> Family:
     """The family of a diffusers pipeline.
 
     Args:
         class_name: ``_class_name`` of its ``model_index.json``.
         where: The pipeline, for the error.
+        purpose: What cannot be done with others, for the error.
 
     Raises:
         ModelError: If there is none for it.
@@ -73,7 +75,23 @@ def family_of_pipeline(class_name: str | None, where: str) -> Family:
         if class_name in family.pipelines:
             return family
     known = ", ".join(f"{name} ({family.title})" for family in FAMILIES.values() for name in family.pipelines)
-    raise ModelError(f"{where} is a {class_name}; only {known} can be exported")
+    raise ModelError(f"{where} is a {class_name}; only {known} can be {purpose}")
+
+
+def family_of_transformer(class_name: str) -> Family:
+    """The family of a denoiser of diffusers, which is to be guided.
+
+    Args:
+        class_name: Of the denoiser.
+
+    Raises:
+        ModelError: If there is none for it.
+    """
+    for family in FAMILIES.values():
+        if class_name == family.transformer:
+            return family
+    known = ", ".join(f"{family.transformer} ({family.title})" for family in FAMILIES.values())
+    raise ModelError(f"the transformer is a {class_name}; only {known} can be guided")
 
 
 def sampling_defaults(

@@ -9,7 +9,8 @@ module     what it defines                                                    us
 graph      ``blocks(model)``: the denoiser cut into embed, blocks and head    exporter
 prompt     ``encode(prompt, texts)``: what the text encoders' outputs become  runtime
 oracle     ``predict``, ``attention_blocks``, ``image_tokens`` and           reference
-           ``STREAMS`` of the *unmodified* model
+           ``STREAMS`` of the *unmodified* model; ``latents_size``,
+           ``cond_rows`` and ``PIPELINE_ATTRIBUTES`` of its pipeline's calls  diffusers_guidance
 ========== ================================================================== ===========================
 """
 

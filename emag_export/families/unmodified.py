@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["attention_blocks", "image_tokens", "predict"]
+__all__ = ["attention_blocks", "image_tokens", "latents_size", "predict"]
 
 
 def predict(
@@ -35,3 +35,12 @@ def attention_blocks(model: Any) -> list[Any]:
 def image_tokens(count: int) -> slice:
     """Where the image tokens are in diffusers' own sequence: first, in front of text where there is some."""
     return slice(0, count)
+
+
+def latents_size(inputs: Mapping[str, Any]) -> tuple[int, ...]:
+    """Size of the latents behind the rows, as the contract names it, of one call of the model.
+
+    Args:
+        inputs: By name in the model's ``forward``.
+    """
+    return tuple(inputs["hidden_states"].shape[1:])

@@ -5,9 +5,7 @@ graph except the plan, the block choice and the guidance arithmetic. It is slow 
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +15,8 @@ from torch import Tensor
 from emag_export.errors import InputError, ModelError
 from emag_export.families import family_of
 from emag_export.reference.comparison import TensorError
-from emag_export.reference.kinds import ATTEND, Probe, left_out
-from emag_export.reference.watch import passed, watched
+from emag_export.reference.kinds import Probe
+from emag_export.reference.perturb import perturbing, probes_of
 from emag_export.runtime.guidance.clean import Clean
 from emag_export.runtime.guidance.rules import Predictions, Rows, Terms, combine
 from emag_export.runtime.loop import Anneal, DrawNoise
@@ -26,7 +24,6 @@ from emag_export.runtime.sampling.conditioning import Conditioning
 from emag_export.runtime.sampling.plan import Phase, Plan, PlannedStep
 from emag_export.runtime.sampling.select import block_mask
 from emag_export.runtime.sampling.state import state_shape
-from emag_export.shapes import evaluate, solve
 
 __all__ = ["ReferenceStep", "two_pass_denoise"]
 
@@ -111,8 +108,8 @@ def two_pass_denoise(
         now = conditioning if anneal is None else anneal(step.index, conditioning)
         predictions, variance = _pass(model, plan, step, latents, now)
         if step.phase != Phase.PLAIN:
-            probes = _probes(plan, step, state, mask, latents)
-            with _perturbing(plan, blocks, probes):
+            probes = probes_of(plan.contract, step, _kept(plan, step, state), mask, latents.shape[1:])
+            with perturbing(plan.contract, blocks, probes):
                 perturbed = _pass(model, plan, step, latents, now)[0].cond
             if plan.contract.kind.averages is not None:
                 state = _collected(probes, state)
@@ -140,15 +137,6 @@ def two_pass_denoise(
             latents=latents,
             noise=drawn,
         )
-
-
-def _perturbing(plan: Plan, blocks: list[Any], probes: dict[int, Probe]) -> AbstractContextManager[None]:
-    """In it, candidate blocks do what the kind of the negative says."""
-    if plan.contract.kind.whole_block:
-        skips = {block: partial(left_out, probe) for block, probe in probes.items()}
-        return passed(blocks, skips, _oracle(plan).STREAMS)
-    attend = ATTEND[plan.contract.variant]
-    return watched(blocks, {block: partial(attend, probe) for block, probe in probes.items()})
 
 
 def _oracle(plan: Plan) -> Any:
@@ -195,22 +183,11 @@ def _nothing_yet(plan: Plan, latents: Rows, conditioning: Conditioning) -> _Aver
     )
 
 
-def _probes(plan: Plan, step: PlannedStep, state: _Averages, mask: Tensor, latents: Rows) -> dict[int, Probe]:
-    contract = plan.contract
-    sizes = solve({"latents": contract.latents}, {"latents": tuple(latents.shape[1:])})
-    (tokens,) = evaluate([contract.tokens], sizes)
-    averages = contract.kind.averages is not None
-    return {
-        block: Probe(
-            renorm=contract.renorm,
-            average=state.average[:, layer] if averages and not step.starts_average else None,
-            step=step.ema_step,
-            strength=mask[:, layer],
-            image=_oracle(plan).image_tokens(tokens),
-            blur=(evaluate(contract.grid, sizes), step.blur_sigma),
-        )
-        for layer, block in enumerate(contract.blocks)
-    }
+def _kept(plan: Plan, step: PlannedStep, state: _Averages) -> dict[int, Tensor]:
+    """E of every candidate block by its number; nothing before the first accumulation."""
+    if plan.contract.kind.averages is None or step.starts_average:
+        return {}
+    return {block: state.average[:, layer] for layer, block in enumerate(plan.contract.blocks)}
 
 
 def _collected(probes: dict[int, Probe], before: _Averages) -> _Averages:

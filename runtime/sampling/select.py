@@ -66,9 +66,8 @@ def always(blocks: Sequence[int], candidates: Sequence[int]) -> Choose:
     """
     if unknown := [block for block in blocks if block not in candidates]:
         raise InputError(
-            f"block {unknown[0]} is no candidate of this bundle, which has "
-            f"{', '.join(map(str, candidates))}; "
-            "choose among them with `emag_blocks`, or build with `emag_candidates`"
+            f"block {unknown[0]} is no candidate, which are {', '.join(map(str, candidates))}; "
+            "choose among them with `emag_blocks`, or other `emag_candidates`, which a bundle is built with"
         )
     row = tuple(float(candidate in blocks) for candidate in candidates)
     return lambda index: row
@@ -90,7 +89,7 @@ def at_random(count: int, candidates: Sequence[int], steps: int) -> Choose:
     """
     if not 1 <= count <= len(candidates):
         raise InputError(
-            f"`random_blocks` is {count}; this bundle has {len(candidates)} candidate blocks: give 1 to "
+            f"`random_blocks` is {count}; there are {len(candidates)} candidate blocks: give 1 to "
             f"{len(candidates)}"
         )
     generator = torch.Generator().manual_seed(0)
