@@ -158,6 +158,8 @@ def _accuracy() -> str:
 
 
 def _guidance(row: Mapping[str, Any]) -> str:
+    if row["guidance"] == "none":
+        return "none: `cfg` with w = 1"
     return f"`{row['guidance']}`" + ("" if row["variant"] == "-" else f", {row['variant']}")
 
 
