@@ -1,19 +1,24 @@
 """Metrics against pictures whose truth is known: the renderer's own, then shifted, blurred and recoloured."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from skimage.filters import gaussian
 
-from emag_export.errors import InputError
+from emag_export.errors import InputError, ModelError
 from emag_export.evaluation.metrics.accuracy import Accuracy
+from emag_export.evaluation.metrics.clip import ClipScore, PickScore
 from emag_export.evaluation.metrics.diversity import Diversity
 from emag_export.evaluation.metrics.drawn import Drawn
 from emag_export.evaluation.metrics.fit import fit_scene
+from emag_export.evaluation.metrics.registry import MetricModels, choose_metrics, quality_of
 from emag_export.evaluation.truth import require_scenes, truth_of
 from emag_export.labels import ClassLabels
 from emag_export.tiny_dit.classes import CLASSES, class_names, id2label, sample_class_scene
+from emag_export.tiny_sd3 import MODEL_DIR
 from emag_export.tiny_sd3.captions import caption, varied_caption
 from emag_export.tiny_sd3.checker import to_canvas
 from emag_export.tiny_sd3.evaluate import evaluation_scenes
@@ -169,3 +174,75 @@ def test_diversity_is_the_mean_over_pairs_of_seeds() -> None:
     flat = [np.full((4, 4, 3), level, dtype=np.uint8) for level in (0, 10, 30)]
     assert Diversity().score(flat) == {"diversity": pytest.approx((10 + 30 + 20) / 3)}
     assert Diversity().score(flat[:1]) == {"diversity": None}
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model with small random weights: it tests the way from a folder to numbers, not any quality."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+
+    folder = tmp_path_factory.mktemp("clip")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = CLIPTokenizerFast.from_pretrained(MODEL_DIR / "tokenizer")
+    end = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    text = {**small, **end, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=8
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return folder
+
+
+def test_clip_scores_are_cosines_of_the_models_embeddings(clip_folder: Path) -> None:
+    import torch
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+
+    clip, pick, picture = ClipScore(str(clip_folder)), PickScore(str(clip_folder)), draw(circle())
+    cosine, logit = clip.similarity(PROMPT, picture)
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    with torch.inference_mode():
+        words = CLIPTokenizerFast.from_pretrained(clip_folder)([PROMPT], return_tensors="pt")
+        image = CLIPImageProcessor.from_pretrained(clip_folder)(images=[picture], return_tensors="pt")
+        text = model.text_projection(model.text_model(**words).pooler_output)[0]
+        seen = model.visual_projection(model.vision_model(**image).pooler_output)[0]
+        wanted = float(text @ seen / (text.norm() * seen.norm()))
+    assert cosine == pytest.approx(wanted, abs=1e-5)
+    assert logit == pytest.approx(model.logit_scale.exp().item() * wanted, abs=1e-4)
+    assert clip.score(PROMPT, picture) == {"clip_score": pytest.approx(100 * max(wanted, 0), abs=1e-3)}
+    assert pick.score(PROMPT, picture) == {"pick_score": pytest.approx(logit)}
+    long = clip.similarity(f"{PROMPT} " * 10, picture)
+    assert -1 <= long[0] <= 1, "a prompt that is too long is cut"
+
+
+def test_scores_of_other_weights_are_kept_apart(clip_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(clip_folder, other)
+    (other / "note.txt").write_text("changed")
+    keys = [ClipScore(str(folder)).key() for folder in (clip_folder, clip_folder, other)]
+    assert keys[0] == keys[1] != keys[2]
+    with pytest.raises(ModelError, match="is no CLIP model for the metric clip"):
+        ClipScore(str(tmp_path)).similarity(PROMPT, draw(circle()))
+
+
+def test_metrics_are_chosen_by_what_the_prompts_allow() -> None:
+    models = MetricModels()
+    scenes = choose_metrics(None, [PROMPT], None, models)
+    assert [metric.name for metric in scenes.pictures] == ["drawn", "accuracy"]
+    assert quality_of(None, scenes.columns) == "shape_iou"
+    assert quality_of("residual", scenes.columns) == "residual"
+    others = choose_metrics(None, ["a dog"], None, models)
+    assert others.pictures == () and [metric.name for metric in others.together] == ["diversity"]
+    with pytest.raises(InputError, match="add clip or pickscore"):
+        quality_of(None, others.columns)
+    with pytest.raises(InputError, match="`quality` is diversity, which these `metrics` do not give"):
+        quality_of("diversity", scenes.columns)
+    with pytest.raises(InputError, match="there is no metric 'fid' in `metrics`; there are drawn"):
+        choose_metrics(["fid"], [PROMPT], None, models)
+    with pytest.raises(InputError, match="'a dog' describes no scene"):
+        choose_metrics(["drawn"], ["a dog"], None, models)
+    weighted = choose_metrics(["clip", "pickscore"], ["a dog"], None, models)
+    assert quality_of(None, weighted.columns) == "clip_score"

@@ -30,12 +30,18 @@ class Accuracy:
     """
 
     name = "accuracy"
-    key = "accuracy-1"
 
     def __init__(self, truth: Truth, *, classes: bool) -> None:
         self._truth = truth
         names = ["right", *(field.name for field in fields(ClassVerdict if classes else Verdict))]
-        self.columns = tuple(Column(name=name, better="higher", summary=_SUMMARIES[name]) for name in names)
+        self.columns = tuple(
+            Column(name=name, better="higher", tested=name == "right", summary=_SUMMARIES[name])
+            for name in names
+        )
+
+    def key(self) -> str:
+        """Changes with the checker."""
+        return "accuracy-1"
 
     def score(self, prompt: str, pixels: Pixels) -> Scores:
         """1 where an attribute is right, 0 where it is not."""

@@ -32,7 +32,6 @@ class Drawn:
     """
 
     name = "drawn"
-    key = "drawn-1"
     columns = (
         Column(
             name="shape_iou",
@@ -73,6 +72,10 @@ class Drawn:
 
     def __init__(self, truth: Truth) -> None:
         self._truth = truth
+
+    def key(self) -> str:
+        """Changes with the way of measuring."""
+        return "drawn-1"
 
     def score(self, prompt: str, pixels: Pixels) -> Scores:
         """Fit the scene of the prompt and measure what is left."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,9 +24,12 @@ class Column:
     """Which direction is an improvement."""
     unit: str = ""
     """Empty for shares and other numbers without one."""
+    tested: bool = True
+    """Compared with the baseline. Parts of another column are not: every test weakens all others."""
     summary: str
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Scores every picture by itself."""
 
@@ -35,7 +38,6 @@ class Metric(Protocol):
         """By which it is asked for."""
         ...
 
-    @property
     def key(self) -> str:
         """Changes whenever the same picture would get other scores; scores are kept under it."""
         ...
@@ -50,6 +52,7 @@ class Metric(Protocol):
         ...
 
 
+@runtime_checkable
 class SeedMetric(Protocol):
     """Scores the pictures of one prompt together: the same prompt, guidance and scales, other seeds."""
 
