@@ -1,0 +1,72 @@
+"""Quality against cost, drawn with matplotlib's objects."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from emag_export.evaluation.results import Results, SettingResult
+
+__all__ = ["draw_pareto", "pareto_front"]
+
+_MARKERS = "osD^v<>PX*hp"
+
+
+def pareto_front(rows: Sequence[SettingResult], quality: str, *, higher: bool) -> list[SettingResult]:
+    """Settings that no other one beats in cost and quality, the cheapest first.
+
+    Args:
+        rows: All settings.
+        quality: A column.
+        higher: Larger values are better.
+    """
+    sign = 1 if higher else -1
+    measured = [row for row in rows if quality in row.intervals]
+    ranked = sorted(measured, key=lambda row: (row.cost, -sign * row.intervals[quality].mean))
+    front: list[SettingResult] = []
+    for row in ranked:
+        if not front or sign * row.intervals[quality].mean > sign * front[-1].intervals[quality].mean:
+            front.append(row)
+    return front
+
+
+def draw_pareto(results: Results) -> Figure:
+    """Every setting with its interval, and the line of those that no other one beats."""
+    column = results.column(results.quality)
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    ax = figure.subplots()
+    series = list(dict.fromkeys(row.setting.series for row in results.settings))
+    for number, name in enumerate(series):
+        rows = [
+            row for row in results.settings if row.setting.series == name and results.quality in row.intervals
+        ]
+        found = [row.intervals[results.quality] for row in rows]
+        ax.errorbar(
+            [row.cost for row in rows],
+            [interval.mean for interval in found],
+            yerr=[[i.mean - i.low for i in found], [i.high - i.mean for i in found]],
+            fmt=_MARKERS[number % len(_MARKERS)],
+            color=f"C{number}",
+            capsize=3,
+            label=name,
+        )
+        for row, interval in zip(rows, found, strict=True):
+            scales = row.setting.label.removeprefix(name).removeprefix(", ")
+            ax.annotate(
+                scales, (row.cost, interval.mean), (6, 4), textcoords="offset points", fontsize="x-small"
+            )
+    front = pareto_front(results.settings, results.quality, higher=column.better == "higher")
+    ax.step(
+        [row.cost for row in front],
+        [row.intervals[results.quality].mean for row in front],
+        where="post",
+        color="0.6",
+        linewidth=1,
+        zorder=0,
+        label="no other is better and cheaper",
+    )
+    unit = f", {column.unit}" if column.unit else ""
+    ax.set_xlabel("row-blocks, relative to classifier-free guidance")
+    ax.set_ylabel(f"{column.name}{unit} ({column.better} is better)")
+    ax.set_title(f"Means over {len(results.prompts)} prompts, 95 % bootstrap intervals")
+    ax.legend(fontsize="small")
+    return figure
