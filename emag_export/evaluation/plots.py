@@ -9,6 +9,7 @@ from emag_export.evaluation.results import Results, SettingResult
 __all__ = ["draw_pareto", "pareto_front"]
 
 _MARKERS = "osD^v<>PX*hp"
+_APART = 0.015
 
 
 def pareto_front(rows: Sequence[SettingResult], quality: str, *, higher: bool) -> list[SettingResult]:
@@ -34,6 +35,7 @@ def draw_pareto(results: Results) -> Figure:
     column = results.column(results.quality)
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     ax = figure.subplots()
+    places = _places(results.settings)
     series = list(dict.fromkeys(row.setting.series for row in results.settings))
     for number, name in enumerate(series):
         rows = [
@@ -41,7 +43,7 @@ def draw_pareto(results: Results) -> Figure:
         ]
         found = [row.intervals[results.quality] for row in rows]
         ax.errorbar(
-            [row.cost for row in rows],
+            [places[row.setting.label] for row in rows],
             [interval.mean for interval in found],
             yerr=[[i.mean - i.low for i in found], [i.high - i.mean for i in found]],
             fmt=_MARKERS[number % len(_MARKERS)],
@@ -51,9 +53,8 @@ def draw_pareto(results: Results) -> Figure:
         )
         for row, interval in zip(rows, found, strict=True):
             scales = row.setting.label.removeprefix(name).removeprefix(", ")
-            ax.annotate(
-                scales, (row.cost, interval.mean), (6, 4), textcoords="offset points", fontsize="x-small"
-            )
+            where = (places[row.setting.label], interval.mean)
+            ax.annotate(scales, where, (6, 4), textcoords="offset points", fontsize="x-small")
     front = pareto_front(results.settings, results.quality, higher=column.better == "higher")
     ax.step(
         [row.cost for row in front],
@@ -65,8 +66,19 @@ def draw_pareto(results: Results) -> Figure:
         label="no other is better and cheaper",
     )
     unit = f", {column.unit}" if column.unit else ""
-    ax.set_xlabel("row-blocks, relative to classifier-free guidance")
+    ax.margins(x=0.12)
+    ax.set_xlabel("row-blocks, relative to classifier-free guidance; equal ones are drawn side by side")
     ax.set_ylabel(f"{column.name}{unit} ({column.better} is better)")
     ax.set_title(f"Means over {len(results.prompts)} prompts, 95 % bootstrap intervals")
     ax.legend(fontsize="small")
     return figure
+
+
+def _places(rows: Sequence[SettingResult]) -> dict[str, float]:
+    """Where each setting is drawn: at its cost, those of equal cost side by side."""
+    places: dict[str, float] = {}
+    for cost in dict.fromkeys(row.cost for row in rows):
+        alike = [row.setting.label for row in rows if row.cost == cost]
+        for number, label in enumerate(alike):
+            places[label] = cost + _APART * (number - (len(alike) - 1) / 2)
+    return places
