@@ -20,6 +20,8 @@ from emag_export.cli.options import (
 )
 from emag_export.cli.progress import bar_reporter
 from emag_export.errors import InputError
+from emag_export.evaluation.methods import METHODS
+from emag_export.evaluation.metrics.names import METRICS, MetricModels
 from emag_export.packages import require_packages
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from emag_export.serve.batch.on_ray import Workers
 
 __all__ = ["command"]
+
+
+_FIELDS = ("seeds", "seed", "scales", "emag_scales", "baseline", "quality", "reference")
+"""Options that an evaluation has under the same names."""
 
 
 class _Numbers(click.ParamType[tuple[float, ...]]):
@@ -55,7 +61,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
         "--methods",
         default="cfg,emag",
         show_default=True,
-        help="Names with commas; an unknown one lists them all.",
+        help=f"With commas: {', '.join(METHODS)}. EMAG stands for the bundle's hard negative.",
     ),
     option(
         "--with",
@@ -100,12 +106,16 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
     "Metrics",
     option(
         "--metrics",
-        help="Names with commas: drawn, accuracy, clip, pickscore, diversity. Default: all that need no "
-        "weights and suit the prompts.",
+        help=f"With commas: {', '.join(METRICS)}. Default: all that need no weights and suit the prompts.",
     ),
     option("--quality", help="Column to plot against cost, and to tune by. Default: the first."),
-    option("--clip-model", help="Folder or hub id. Default: openai/clip-vit-large-patch14."),
-    option("--pickscore-model", help="Folder or hub id. Default: yuvalkirstain/PickScore_v1."),
+    option(
+        "--reference",
+        type=click.Path(path_type=Path),
+        help="Folder of real pictures that distribution holds all pictures of a setting against.",
+    ),
+    option("--clip-model", help=f"Folder or hub id. Default: {MetricModels.clip}."),
+    option("--pickscore-model", help=f"Folder or hub id. Default: {MetricModels.pickscore}."),
 )
 @group(
     "Output",
@@ -170,7 +180,6 @@ def command(bundle: Path, output: Path, as_json: bool, **options: Any) -> None:
 def _asked(bundles: tuple[Path, ...], options: dict[str, Any]) -> "Evaluation":
     from emag_export.evaluation.evaluate import Evaluation
     from emag_export.evaluation.methods import methods_named
-    from emag_export.evaluation.metrics.registry import MetricModels
     from emag_export.evaluation.prompts import read_prompt_file
 
     engine = engine_config(options)
@@ -187,7 +196,7 @@ def _asked(bundles: tuple[Path, ...], options: dict[str, Any]) -> "Evaluation":
         models=MetricModels(**weights, device=engine.device),
         keywords=shared,
         engine=" ".join(part for part in (engine.backend, engine.device) if part),
-        **{name: options[name] for name in ("seeds", "seed", "scales", "emag_scales", "baseline", "quality")},
+        **{name: options[name] for name in _FIELDS},
     )
 
 
@@ -226,22 +235,18 @@ def _drawing(bar: Progress, workers: "Workers", *, overwrite: bool) -> "Draw":
 def _print(results: "Results") -> None:
     from emag_export.evaluation.report import shown_interval
 
-    tested = [column for column in results.columns if column.tested]
-    verdicts = {(test.setting, test.column): test for test in results.tests}
-    colours = {"better": "green", "worse": "red", "different": "yellow", "same": "default"}
-    grid = table("", ">× CFG", *(f">{column.name}" for column in tested), ">p")
+    tests = {test.setting: test for test in results.tests if test.column == results.quality}
+    colours = {"better": "green", "worse": "red", "same": "default"}
+    grid = table("", ">× CFG", f">{results.quality}", ">difference", ">p")
     for row in results.settings:
-        cells = []
-        for column in tested:
-            mean, _ = shown_interval(row.intervals.get(column.name))
-            test = verdicts.get((row.setting.label, column.name))
-            cells.append(mean if test is None else f"[{colours[test.verdict]}]{mean}[/]")
-        main = verdicts.get((row.setting.label, results.quality))
-        cells.append("" if main is None else f"{main.p_holm:.2g}")
+        cells = ["{} \\[{}]".format(*shown_interval(row.intervals.get(results.quality)))]
+        if (test := tests.get(row.setting.label)) is not None:
+            mean, bounds = shown_interval(test.difference)
+            cells += [f"[{colours[test.verdict]}]{mean}[/] \\[{bounds}]", f"{test.p_holm:.2g}"]
         grid.add_row(row.setting.label, f"{row.cost:.3f}", *cells)
     out.print(grid)
     facts = results.facts
     out.print(
-        f"{len(results.prompts)} prompts, {facts['seeds']} seeds; p is of {results.quality} against "
-        f"{facts['baseline']}, corrected for {len(results.tests)} tests; green is better, red is worse"
+        f"{len(results.prompts)} prompts, {facts['seeds']} seeds; differences from {facts['baseline']}, p "
+        f"corrected for {len(results.tests)} tests; the report has all columns"
     )

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.filters import gaussian
 
 from emag_export.errors import InputError, ModelError
+from emag_export.evaluation.features import FeatureStore, reference_pictures, score_sets
 from emag_export.evaluation.metrics.accuracy import Accuracy
 from emag_export.evaluation.metrics.clip import ClipScore, PickScore
+from emag_export.evaluation.metrics.distribution import cmmd
 from emag_export.evaluation.metrics.diversity import Diversity
 from emag_export.evaluation.metrics.drawn import Drawn
 from emag_export.evaluation.metrics.fit import fit_scene
-from emag_export.evaluation.metrics.registry import MetricModels, choose_metrics, quality_of
+from emag_export.evaluation.metrics.names import MetricModels
+from emag_export.evaluation.metrics.registry import choose_metrics, quality_of
+from emag_export.evaluation.scoring import PictureScores
 from emag_export.evaluation.truth import require_scenes, truth_of
 from emag_export.labels import ClassLabels
 from emag_export.tiny_dit.classes import CLASSES, class_names, id2label, sample_class_scene
@@ -226,6 +231,39 @@ def test_scores_of_other_weights_are_kept_apart(clip_folder: Path, tmp_path: Pat
     assert keys[0] == keys[1] != keys[2]
     with pytest.raises(ModelError, match="is no CLIP model for the metric clip"):
         ClipScore(str(tmp_path)).similarity(PROMPT, draw(circle()))
+
+
+def test_sets_are_held_against_reference_pictures_and_embedded_once(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [draw(sample_scene(rng)) for _ in range(20)]
+    paths = [tmp_path / f"{number}.png" for number in range(20)]
+    for path, picture in zip(paths, pictures, strict=True):
+        Image.fromarray(picture).save(path)
+    rows = [
+        PictureScores(setting=name, prompt=0, paths=tuple(part), scores=(), together={})
+        for name, part in (("same", paths[10:]), ("other", paths[:10]))
+    ]
+    (tmp_path / "real").mkdir()
+    for path in paths[10:]:
+        shutil.copy(path, tmp_path / "real")
+    references = reference_pictures(tmp_path / "real")
+    found = score_sets(rows, references, FeatureStore(tmp_path / "scores", ClipScore(str(clip_folder))))
+    clip = ClipScore(str(clip_folder))
+    one, two = (
+        np.stack([clip.features(picture) for picture in part]) for part in (pictures[:10], pictures[10:])
+    )
+    assert found["other"]["cmmd"] == pytest.approx(cmmd(one, two), rel=1e-3)
+    assert found["same"] == {
+        "cmmd": pytest.approx(0, abs=1e-9),
+        **dict.fromkeys(("precision", "recall"), 1),
+    } | {name: found["same"][name] for name in ("density", "coverage")}
+    assert found["same"]["coverage"] == 1
+    monkeypatch.setattr(ClipScore, "features", None)
+    assert score_sets(rows, references, FeatureStore(tmp_path / "scores", clip)) == found
+    with pytest.raises(InputError, match=r"holds no \.png"):
+        reference_pictures(tmp_path / "scores")
 
 
 def test_metrics_are_chosen_by_what_the_prompts_allow() -> None:

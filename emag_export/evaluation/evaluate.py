@@ -7,8 +7,11 @@ from typing import Any
 
 from emag_export.bundle import Bundle
 from emag_export.errors import EngineError, InputError
+from emag_export.evaluation.features import FeatureStore, reference_pictures, score_sets
 from emag_export.evaluation.methods import METHODS, Setting, bundle_for, settings_of
-from emag_export.evaluation.metrics.registry import Chosen, MetricModels, choose_metrics, quality_of
+from emag_export.evaluation.metrics.names import MetricModels
+from emag_export.evaluation.metrics.protocol import Scores
+from emag_export.evaluation.metrics.registry import Chosen, choose_metrics, quality_of
 from emag_export.evaluation.prompts import require_disjoint
 from emag_export.evaluation.results import Results, summarise
 from emag_export.evaluation.scoring import PictureScores, score_trials
@@ -52,6 +55,8 @@ class Evaluation:
     quality: str | None = None
     """Column to tune by, and to plot against cost; None is the first."""
     models: MetricModels
+    reference: Path | None = None
+    """Folder of pictures, for the metric ``distribution``."""
     keywords: SamplingKeywords
     """The same for every method."""
     engine: str = ""
@@ -95,7 +100,14 @@ def check_evaluation(asked: Evaluation) -> None:
     if asked.sweep and (asked.scales or asked.emag_scales):
         raise InputError("`sweep` tunes the scales; leave out `scales` and `emag_scales`, or `sweep`")
     require_disjoint(asked.prompts, asked.sweep)
-    quality_of(asked.quality, asked.chosen.columns)
+    chosen = asked.chosen
+    quality_of(asked.quality, chosen.columns)
+    if (chosen.sets is None) != (asked.reference is None):
+        raise InputError(
+            "the metric distribution and `reference`, a folder of pictures, need each other; give both"
+        )
+    if asked.reference is not None:
+        reference_pictures(asked.reference)
     for trials in _trials(asked, _reported(asked), asked.prompts, Path()):
         trials.check()
 
@@ -130,12 +142,12 @@ def evaluate(
         for trials in _trials(asked, settings, asked.prompts, output)
         for setting in trials.settings
     }
-    watch("comparing", 0, 1)
     rows, tests = summarise(
         [(setting, costs[setting]) for setting in settings],
         pictures,
         chosen.columns,
         baseline=asked.against,
+        sets=_sets(asked, pictures, output, watch),
     )
     return Results(
         facts=_facts(asked),
@@ -202,6 +214,24 @@ def _measured(
 
     chosen = asked.chosen
     return score_trials(made, chosen.pictures, chosen.together, output / "scores", tell)
+
+
+def _sets(
+    asked: Evaluation, pictures: Sequence[PictureScores], output: Path, watch: Watch
+) -> dict[str, Scores]:
+    """Each setting against the reference pictures, if that was asked for."""
+    clip = asked.chosen.sets
+    if clip is None or asked.reference is None:
+        return {}
+    references = reference_pictures(asked.reference)
+    count, done = len(references) + sum(len(row.paths) for row in pictures), 0
+
+    def tell() -> None:
+        nonlocal done
+        done += 1
+        watch("embedding", done, count)
+
+    return score_sets(pictures, references, FeatureStore(output / "scores", clip), tell)
 
 
 def _facts(asked: Evaluation) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from string import Template
 
 from emag_export.evaluation.contact import write_contact_sheets
+from emag_export.evaluation.metrics.distribution import COLUMNS
+from emag_export.evaluation.metrics.protocol import Column
 from emag_export.evaluation.plots import draw_pareto
 from emag_export.evaluation.results import Results, SettingResult, Test
 from emag_export.evaluation.statistics import Interval
@@ -56,13 +58,14 @@ def _page(results: Results, plot: bytes, sheets: Sequence[Path]) -> str:
         model=escape(str(results.facts["model"])),
         summary=escape(_summary(results)),
         plot=_data_url(plot),
-        head="".join(f"<th>{escape(column.name)}</th>" for column in results.columns),
+        head="".join(f"<th>{escape(name)}</th>" for name in (*_names(results.columns), *_sets(results))),
         settings="".join(_setting_row(results, row) for row in results.settings),
         tests_made=str(len(results.tests)),
         tests="".join(_test_row(test) for test in results.tests),
         sweep=_sweep(results),
         columns="".join(
-            _row([column.name, column.better, column.unit, column.summary]) for column in results.columns
+            _row([column.name, column.better, column.unit, column.summary])
+            for column in (*results.columns, *(COLUMNS if _sets(results) else ()))
         ),
         facts="".join(
             f"<tr><th>{escape(name)}</th><td>{escape(_fact(value))}</td></tr>"
@@ -87,6 +90,14 @@ def _summary(results: Results) -> str:
     )
 
 
+def _names(columns: Iterable[Column]) -> list[str]:
+    return [column.name for column in columns]
+
+
+def _sets(results: Results) -> list[str]:
+    return list(results.settings[0].sets)
+
+
 def _fact(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name}: {text}" for name, text in value.items())
@@ -103,6 +114,7 @@ def _setting_row(results: Results, row: SettingResult) -> str:
     for column in results.columns:
         mean, bounds = shown_interval(row.intervals.get(column.name))
         cells.append(f"<td>{mean} <small>[{bounds}]</small></td>" if mean else "<td></td>")
+    cells += [f"<td>{value:.3g}</td>" for value in row.sets.values() if value is not None]
     return f"<tr>{''.join(cells)}</tr>\n"
 
 

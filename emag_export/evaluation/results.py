@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from emag_export.evaluation.methods import Setting
-from emag_export.evaluation.metrics.protocol import Column
+from emag_export.evaluation.metrics.protocol import Column, Scores
 from emag_export.evaluation.scoring import PictureScores
 from emag_export.evaluation.statistics import Interval, bootstrap_interval, holm, sign_flip_p
 
@@ -27,6 +27,8 @@ class SettingResult:
     """Column to a value per prompt, the mean of its seeds."""
     intervals: Mapping[str, Interval]
     """Column to mean and interval; columns that could be measured nowhere are absent."""
+    sets: Scores = field(default_factory=dict)
+    """Of all its pictures against reference pictures, if that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,7 @@ class Results:
                         for name, values in row.values.items()
                         if name in row.intervals
                     },
+                    "sets": dict(row.sets),
                 }
                 for row in self.settings
             ],
@@ -102,6 +105,7 @@ def summarise(
     columns: Sequence[Column],
     *,
     baseline: str | None,
+    sets: Mapping[str, Scores] | None = None,
 ) -> tuple[tuple[SettingResult, ...], tuple[Test, ...]]:
     """Means, intervals and tests.
 
@@ -110,6 +114,7 @@ def summarise(
         pictures: One per setting and prompt.
         columns: Of all metrics.
         baseline: Method that the others are tested against; None makes no tests.
+        sets: Label of a setting to the scores of all its pictures.
     """
     by_label: dict[str, list[PictureScores]] = {}
     for row in pictures:
@@ -118,7 +123,15 @@ def summarise(
     for setting, cost in settings:
         found = sorted(by_label[setting.label], key=lambda row: row.prompt)
         values = {column.name: tuple(row.mean(column.name) for row in found) for column in columns}
-        rows.append(SettingResult(setting=setting, cost=cost, values=values, intervals=_intervals(values)))
+        rows.append(
+            SettingResult(
+                setting=setting,
+                cost=cost,
+                values=values,
+                intervals=_intervals(values),
+                sets=(sets or {}).get(setting.label, {}),
+            )
+        )
     return tuple(rows), _tests(rows, columns, baseline)
 
 

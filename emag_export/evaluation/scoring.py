@@ -13,7 +13,7 @@ from emag_export.evaluation.metrics.protocol import Metric, Pixels, Scores, Seed
 from emag_export.evaluation.trials import Trials
 from emag_export.hashing import hash_file
 
-__all__ = ["PictureScores", "ScoreStore", "read_pixels", "score_trials"]
+__all__ = ["PictureScores", "ScoreStore", "read_pixels", "rounded", "score_trials"]
 
 _DIGITS = 9
 """Significant ones that are kept: more than any metric means, fewer than differ between processors."""
@@ -63,7 +63,7 @@ class ScoreStore:
     def get(self, sha256: str, measure: Callable[[], Scores]) -> Scores:
         """What is known of a picture, measured now if nothing is."""
         if sha256 not in self._known:
-            scores = {name: _rounded(value) for name, value in measure().items()}
+            scores = {name: rounded(value) for name, value in measure().items()}
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"sha256": sha256, "scores": scores}) + "\n")
@@ -71,7 +71,8 @@ class ScoreStore:
         return self._known[sha256]
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
+    """To the digits that are kept."""
     return None if value is None else float(f"{value:.{_DIGITS}g}")
 
 
@@ -145,5 +146,5 @@ def _together(paths: Sequence[Path], metrics: Sequence[SeedMetric]) -> Scores:
     if metrics:
         pictures = [read_pixels(path) for path in paths]
         for metric in metrics:
-            values |= {name: _rounded(value) for name, value in metric.score(pictures).items()}
+            values |= {name: rounded(value) for name, value in metric.score(pictures).items()}
     return values

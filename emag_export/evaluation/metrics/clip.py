@@ -4,6 +4,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from emag_export.errors import ModelError
 from emag_export.evaluation.metrics.protocol import Column, Pixels, Scores
 from emag_export.hashing import hash_files, hash_json
@@ -51,6 +54,17 @@ class _Clip:
         else:
             identity = hash_json([self._model, getattr(self._loaded[0].config, "_commit_hash", None)])
         return f"{self.name}-{identity[:12]}"
+
+    def features(self, pixels: Pixels) -> Float[np.ndarray, " features"]:
+        """The picture's embedding, not yet of unit length."""
+        import torch
+
+        model, _, images = self._loaded
+        inputs = images(images=[pixels], return_tensors="pt")["pixel_values"].to(self._device)
+        with torch.inference_mode():
+            pooled = model.vision_model(pixel_values=inputs).pooler_output
+            made: np.ndarray = model.visual_projection(pooled)[0].float().cpu().numpy()
+        return made
 
     def similarity(self, prompt: str, pixels: Pixels) -> tuple[float, float]:
         """Cosine of prompt and picture, and the model's own logit."""

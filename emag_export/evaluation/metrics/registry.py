@@ -8,24 +8,15 @@ from emag_export.evaluation.metrics.accuracy import Accuracy
 from emag_export.evaluation.metrics.clip import ClipScore, PickScore
 from emag_export.evaluation.metrics.diversity import Diversity
 from emag_export.evaluation.metrics.drawn import Drawn
+from emag_export.evaluation.metrics.names import METRICS, MetricModels
 from emag_export.evaluation.metrics.protocol import Column, Metric, SeedMetric
 from emag_export.evaluation.truth import Truth, require_scenes, truth_of
 from emag_export.labels import ClassLabels
 
-__all__ = ["METRICS", "Chosen", "MetricModels", "choose_metrics", "quality_of"]
+__all__ = ["Chosen", "choose_metrics", "quality_of"]
 
-METRICS = ("drawn", "accuracy", "clip", "pickscore", "diversity")
-"""In the order of their columns."""
 _SCENES = ("drawn", "accuracy")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricModels:
-    """Weights of metrics that have some: folders or hub ids."""
-
-    clip: str = "openai/clip-vit-large-patch14"
-    pickscore: str = "yuvalkirstain/PickScore_v1"
-    device: str = ""
+_SINGLE = (*_SCENES, "clip", "pickscore")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +25,8 @@ class Chosen:
 
     pictures: tuple[Metric, ...]
     together: tuple[SeedMetric, ...]
+    sets: ClipScore | None = None
+    """Embeds pictures, where all of a setting are held against reference pictures."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -64,8 +57,12 @@ def choose_metrics(
         raise InputError(f"there is no metric {unknown[0]!r} in `metrics`; there are {', '.join(METRICS)}")
     if any(name in _SCENES for name in names):
         require_scenes(truth, prompts)
-    made = {name: _picture_metric(name, truth, labels, models) for name in METRICS[:-1] if name in names}
-    return Chosen(pictures=tuple(made.values()), together=(Diversity(),) if "diversity" in names else ())
+    made = {name: _picture_metric(name, truth, labels, models) for name in _SINGLE if name in names}
+    return Chosen(
+        pictures=tuple(made.values()),
+        together=(Diversity(),) if "diversity" in names else (),
+        sets=ClipScore(models.clip, device=models.device) if "distribution" in names else None,
+    )
 
 
 def _picture_metric(name: str, truth: Truth, labels: ClassLabels | None, models: MetricModels) -> Metric:
