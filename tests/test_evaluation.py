@@ -315,9 +315,12 @@ def test_two_bundles_of_one_variant_are_refused(tiny_bundle: Path) -> None:
         check_evaluation(replace(asked(tiny_bundle), bundles=(bundle, bundle)))
 
 
+def words(bundle: Path, output: Path) -> list[str]:
+    return ["eval", str(bundle), "--steps", "3", "--threads", "1", "--seeds", "2", "-o", str(output)]
+
+
 def run(bundle: Path, output: Path, *options: str) -> Result:
-    words = ["eval", str(bundle), "--steps", "3", "--threads", "1", "--seeds", "2", "-o", str(output)]
-    return CliRunner().invoke(main, [*words, *options])
+    return CliRunner().invoke(main, [*words(bundle, output), *options])
 
 
 def files(folder: Path) -> dict[str, bytes]:
