@@ -25,14 +25,14 @@ from emag_export.evaluation.metrics.names import METRICS, MetricModels
 from emag_export.packages import require_packages
 
 if TYPE_CHECKING:
-    from emag_export.evaluation.evaluate import Draw, Evaluation
+    from emag_export.evaluation.evaluate import Draw, Evaluation, Probe
     from emag_export.evaluation.results import Results
     from emag_export.serve.batch.on_ray import Workers
 
 __all__ = ["command"]
 
 
-_FIELDS = ("seeds", "seed", "scales", "emag_scales", "baseline", "quality", "reference")
+_FIELDS = ("seeds", "seed", "scales", "emag_scales", "baseline", "quality", "reference", "probes")
 """Options that an evaluation has under the same names."""
 
 
@@ -108,6 +108,13 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
         "--metrics",
         help=f"With commas: {', '.join(METRICS)}. Default: all that need no weights and suit the prompts.",
     ),
+    option(
+        "--probes",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Prompts that are run once more, alone, for |c - p| / |c - u| of every step, and for seconds.",
+    ),
     option("--quality", help="Column to plot against cost, and to tune by. Default: the first."),
     option(
         "--reference",
@@ -167,6 +174,7 @@ def command(bundle: Path, output: Path, as_json: bool, **options: Any) -> None:
             output,
             _drawing(bar, _workers(options), overwrite=options["overwrite"]),
             lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            _probing(bar, options),
         )
         written = write_report(results, output)
     if as_json:
@@ -232,11 +240,31 @@ def _drawing(bar: Progress, workers: "Workers", *, overwrite: bool) -> "Draw":
     return draw
 
 
+def _probing(bar: Progress, options: dict[str, Any]) -> "Probe":
+    """Runs the probes of one bundle, shown on the bar."""
+    from emag_export.engines.registry import open_backend
+    from emag_export.evaluation.probe import probe
+    from emag_export.evaluation.trials import Trials
+    from emag_export.runtime.pipeline import Pipeline
+
+    (task,) = bar.task_ids
+    engine = engine_config(options)
+
+    def run(trials: Trials) -> None:
+        count: int = options["probes"]
+        total = len(trials.settings) * min(count, len(trials.prompts))
+        bar.update(task, description=f"probing, {trials.bundle.contract.variant}", completed=0, total=total)
+        opened = lambda: Pipeline(trials.bundle, open_backend(engine, trials.bundle))  # noqa: E731
+        probe(trials, count, opened, lambda: bar.advance(task))
+
+    return run
+
+
 def _print(results: "Results") -> None:
     from emag_export.evaluation.report import shown_interval
 
     tests = {test.setting: test for test in results.tests if test.column == results.quality}
-    colours = {"better": "green", "worse": "red", "same": "default"}
+    colours = {"better": "green", "worse": "red", "unclear": "default"}
     grid = table("", ">× CFG", f">{results.quality}", ">difference", ">p")
     for row in results.settings:
         cells = ["{} \\[{}]".format(*shown_interval(row.intervals.get(results.quality)))]

@@ -29,6 +29,9 @@ from emag_export.evaluation.scoring import PictureScores, ScoreStore
 from emag_export.evaluation.sweep import GRID, candidates, choose, sweep_record
 from emag_export.evaluation.trials import Trials
 from emag_export.kinds import Variant
+from emag_export.runtime.keywords import amended
+from emag_export.runtime.pipeline import Pipeline
+from emag_export.runtime.request import default_request
 from emag_export.tiny_sd3.read_caption import read_caption
 
 ROOT = Path(__file__).parent.parent
@@ -189,7 +192,7 @@ def test_tests_are_paired_corrected_and_at_the_same_scale() -> None:
     emag, none = tests
     assert emag.baseline == "cfg, w 4" and none.baseline == "cfg, w 2"
     assert emag.verdict == "better" and emag.difference.mean == pytest.approx(0.02, abs=0.01)
-    assert none.verdict == "same" and none.p == pytest.approx(none.p_holm)
+    assert none.verdict == "unclear" and none.p == pytest.approx(none.p_holm)
     assert emag.p_holm == pytest.approx(2 * emag.p)
     width = results[2].intervals["iou"]
     assert width.high - width.low > 10 * (emag.difference.high - emag.difference.low), "what pairing gains"
@@ -341,7 +344,7 @@ def test_interrupted_and_resumed_it_reports_the_same(tiny_bundle: Path, tmp_path
     results = json.loads(done.stdout)
     assert results == json.loads((output / "results.json").read_text("utf-8"))
     assert [row["label"] for row in results["settings"]] == ["cfg, w 4", "emag (emag-q), w 4, s 1.5"]
-    assert len(results["tests"]) == 8 and results["facts"]["steps"] == 3
+    assert len(results["tests"]) == 8 and results["contrast"] == {} and results["facts"]["steps"] == 3
     index = [json.loads(line) for line in (output / "emag-q" / "index.jsonl").read_text("utf-8").splitlines()]
     assert [row["method"] for row in index] == ["cfg", "cfg", "emag", "emag"] * 2
     whole = files(output)
@@ -385,6 +388,35 @@ def test_scales_are_tuned_on_other_prompts_from_other_noise(
     assert [row["label"] for row in results["settings"]] == ["none", cfg["chosen"]]
     index = (tmp_path / "out" / "sweep" / "emag-q" / "index.jsonl").read_text("utf-8").splitlines()
     assert {json.loads(line)["seed"] for line in index} == {10**9}
+
+
+def test_probes_say_how_far_the_negative_lies(tiny_bundle: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    options: tuple[str, ...] = ("--prompts", str(prompts), "--methods", "none,cfg,emag,emag-only")
+    options += ("--seeds", "1", "--steps", "6", "--probes", "2")
+    done = run(tiny_bundle, tmp_path / "out", *options, "--json")
+    assert done.exit_code == 0, done.output
+    ((label, row),) = json.loads(done.stdout)["contrast"].items()
+    assert label == "emag (emag-q), w 4, s 1.5", "no other has all three predictions"
+    with Pipeline.open(tiny_bundle, threads=1) as pipeline:
+        ratios = []
+        for number, prompt in enumerate(PROMPTS):
+            request = amended(default_request(pipeline.bundle, prompt), {"steps": 6, "seed": 1000 * number})
+            run_ = [step.predictions for step in pipeline.denoise(pipeline.prepare([request]))]
+            ratios.append(
+                [
+                    float((p.cond - p.perturbed).norm() / (p.cond - p.uncond).norm())
+                    for p in run_
+                    if p.uncond is not None and p.perturbed is not p.cond
+                ]
+            )
+    assert [ratio for _, ratio in row] == pytest.approx(np.mean(ratios, axis=0), rel=1e-4)
+    took = json.loads((tmp_path / "out" / "seconds.json").read_text("utf-8"))
+    assert len(took) == 4 and all(value > 0 for value in took.values())
+    before = files(tmp_path / "out")
+    assert run(tiny_bundle, tmp_path / "out", *options).exit_code == 0
+    assert files(tmp_path / "out") == before, "nothing is run twice"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """An evaluation from prompts to results: tune if asked, draw, measure, compare."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from emag_export.evaluation.methods import METHODS, Setting, bundle_for, setting
 from emag_export.evaluation.metrics.names import MetricModels
 from emag_export.evaluation.metrics.protocol import Scores
 from emag_export.evaluation.metrics.registry import Chosen, choose_metrics, quality_of
+from emag_export.evaluation.probe import contrasts, seconds
 from emag_export.evaluation.prompts import require_disjoint
 from emag_export.evaluation.results import Results, summarise
 from emag_export.evaluation.scoring import PictureScores, score_trials
@@ -21,13 +23,15 @@ from emag_export.runtime.keywords import SamplingKeywords
 from emag_export.serve.batch.draw import BatchResult, record_failures
 from emag_export.serve.batch.index import write_index
 
-__all__ = ["Draw", "Evaluation", "Watch", "check_evaluation", "evaluate"]
+__all__ = ["Draw", "Evaluation", "Probe", "Watch", "check_evaluation", "evaluate"]
 
 _SWEEP_SEED = 10**9
 """Added to the seeds of prompts to tune on, so that they share no noise with those that are reported."""
 
 Draw = Callable[[Trials], BatchResult]
 """Draws all pictures of one bundle that are not there."""
+Probe = Callable[[Trials], None]
+"""Runs the probes of one bundle that are not there."""
 Watch = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
@@ -59,6 +63,8 @@ class Evaluation:
     """Folder of pictures, for the metric ``distribution``."""
     keywords: SamplingKeywords
     """The same for every method."""
+    probes: int = 0
+    """Prompts whose predictions are looked at."""
     engine: str = ""
     """Backend and device, for people."""
 
@@ -113,7 +119,11 @@ def check_evaluation(asked: Evaluation) -> None:
 
 
 def evaluate(
-    asked: Evaluation, output: Path, draw: Draw, watch: Watch = lambda what, done, of: None
+    asked: Evaluation,
+    output: Path,
+    draw: Draw,
+    watch: Watch = lambda what, done, of: None,
+    run_probes: Probe = lambda trials: None,
 ) -> Results:
     """Draw what is missing, measure and compare.
 
@@ -122,6 +132,7 @@ def evaluate(
         output: Folder; pictures and scores that are there are kept.
         draw: Draws.
         watch: Told of progress.
+        run_probes: Probes, if that was asked for; seconds go to ``seconds.json``, as they differ every time.
 
     Raises:
         EngineError: If pictures could not be drawn; the same call tries them again.
@@ -137,11 +148,9 @@ def evaluate(
         settings = choose(groups, pictures, column)
         record = sweep_record(groups, pictures, column, asked.sweep)
     pictures = _measured(asked, settings, asked.prompts, output, (draw, watch))
-    costs = {
-        setting: trials.cost(setting)
-        for trials in _trials(asked, settings, asked.prompts, output)
-        for setting in trials.settings
-    }
+    made = _trials(asked, settings, asked.prompts, output)
+    costs = {setting: trials.cost(setting) for trials in made for setting in trials.settings}
+    contrast = _probed(asked, made, output, run_probes)
     rows, tests = summarise(
         [(setting, costs[setting]) for setting in settings],
         pictures,
@@ -157,6 +166,7 @@ def evaluate(
         settings=rows,
         tests=tests,
         sweep=record,
+        contrast=contrast,
         pictures=tuple(pictures),
     )
 
@@ -214,6 +224,21 @@ def _measured(
 
     chosen = asked.chosen
     return score_trials(made, chosen.pictures, chosen.together, output / "scores", tell)
+
+
+def _probed(
+    asked: Evaluation, made: Sequence[Trials], output: Path, run_probes: Probe
+) -> dict[str, list[tuple[int, float]]]:
+    """Run the probes, write their seconds down, and say how far the negatives lie."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    took: dict[str, float] = {}
+    for trials in made if asked.probes else ():
+        run_probes(trials)
+        found |= contrasts(trials, asked.probes)
+        took |= seconds(trials, asked.probes)
+    if took:
+        (output / "seconds.json").write_text(json.dumps(took, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return found
 
 
 def _sets(

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from emag_export.evaluation.results import Results, SettingResult
 
-__all__ = ["draw_pareto", "pareto_front"]
+__all__ = ["draw_contrast", "draw_pareto", "pareto_front"]
 
 _MARKERS = "osD^v<>PX*hp"
 _APART = 0.015
@@ -70,6 +70,19 @@ def draw_pareto(results: Results) -> Figure:
     ax.set_xlabel("row-blocks, relative to classifier-free guidance; equal ones are drawn side by side")
     ax.set_ylabel(f"{column.name}{unit} ({column.better} is better)")
     ax.set_title(f"Means over {len(results.prompts)} prompts, 95 % bootstrap intervals")
+    ax.legend(fontsize="small")
+    return figure
+
+
+def draw_contrast(results: Results) -> Figure:
+    """How far the hard negative lies from the prompt in every step, beside how far no prompt lies."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    ax = figure.subplots()
+    for label, row in results.contrast.items():
+        ax.plot([step for step, _ in row], [ratio for _, ratio in row], marker=".", label=label)
+    ax.set_xlabel("step")
+    ax.set_ylabel("|c − p| / |c − u|")
+    ax.set_ylim(bottom=0)
     ax.legend(fontsize="small")
     return figure
 

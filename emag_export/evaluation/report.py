@@ -9,10 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from matplotlib.figure import Figure
+
 from emag_export.evaluation.contact import write_contact_sheets
 from emag_export.evaluation.metrics.distribution import COLUMNS
 from emag_export.evaluation.metrics.protocol import Column
-from emag_export.evaluation.plots import draw_pareto
+from emag_export.evaluation.plots import draw_contrast, draw_pareto
 from emag_export.evaluation.results import Results, SettingResult, Test
 from emag_export.evaluation.statistics import Interval
 
@@ -36,11 +38,10 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     data, figure, page = (folder / name for name in ("results.json", "pareto.png", "report.html"))
     text = json.dumps(results.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     data.write_text(text + "\n", encoding="utf-8")
-    plot = io.BytesIO()
-    draw_pareto(results).savefig(plot, format="png", dpi=110)
-    figure.write_bytes(plot.getvalue())
+    plot = _png(draw_pareto(results))
+    figure.write_bytes(plot)
     sheets = write_contact_sheets(results, folder / "contact")
-    page.write_text(_page(results, plot.getvalue(), sheets), encoding="utf-8")
+    page.write_text(_page(results, plot, sheets), encoding="utf-8")
     return [data, figure, page, *sheets]
 
 
@@ -49,6 +50,12 @@ def shown_interval(interval: Interval | None) -> tuple[str, str]:
     if interval is None:
         return "", ""
     return f"{interval.mean:.3g}", f"{interval.low:.3g} to {interval.high:.3g}"
+
+
+def _png(figure: Figure) -> bytes:
+    made = io.BytesIO()
+    figure.savefig(made, format="png", dpi=110)
+    return made.getvalue()
 
 
 def _page(results: Results, plot: bytes, sheets: Sequence[Path]) -> str:
@@ -63,6 +70,10 @@ def _page(results: Results, plot: bytes, sheets: Sequence[Path]) -> str:
         tests_made=str(len(results.tests)),
         tests="".join(_test_row(test) for test in results.tests),
         sweep=_sweep(results),
+        contrast=f'<p><img class="plot" alt="Distance of the negative per step" '
+        f'src="{_data_url(_png(draw_contrast(results)))}"></p>'
+        if results.contrast
+        else "<p>Predictions were not looked at, or no setting has all three.</p>",
         columns="".join(
             _row([column.name, column.better, column.unit, column.summary])
             for column in (*results.columns, *(COLUMNS if _sets(results) else ()))
@@ -81,7 +92,7 @@ def _page(results: Results, plot: bytes, sheets: Sequence[Path]) -> str:
 
 def _summary(results: Results) -> str:
     facts, found = results.facts, [test for test in results.tests if test.column == results.quality]
-    told = [f"{test.setting} is {test.verdict}" for test in found if test.verdict != "same"]
+    told = [f"{test.setting} is {test.verdict}" for test in found if test.verdict != "unclear"]
     against = found[0].baseline.split(",")[0] if found else ""
     verdict = f"In {results.quality}, against {against}: {'; '.join(told) or 'no difference shown'}."
     return (

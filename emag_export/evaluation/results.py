@@ -48,8 +48,8 @@ class Test:
     p_holm: float
     """Corrected for all tests of the report."""
     verdict: str
-    """``better``, ``worse``, ``different`` where neither direction is better, or ``same``: p_holm of 0.05
-    decides."""
+    """``better``, ``worse``, or ``different`` where neither direction is better; ``unclear`` if p_holm is 0.05
+    or more, which does not say that they are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,8 @@ class Results:
     tests: tuple[Test, ...]
     sweep: Mapping[str, Any] | None = None
     """How scales were tuned, if they were."""
+    contrast: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """Label of a setting to pairs of step and ``|c - p| / |c - u|``, if predictions were looked at."""
     pictures: tuple[PictureScores, ...] = field(default=(), repr=False)
 
     def column(self, name: str) -> Column:
@@ -96,6 +98,7 @@ class Results:
             ],
             "tests": [asdict(test) for test in self.tests],
             "sweep": self.sweep,
+            "contrast": {label: [list(pair) for pair in row] for label, row in self.contrast.items()},
         }
 
 
@@ -189,7 +192,7 @@ _ALPHA = 0.05
 
 def _verdict(column: Column, difference: float, p_holm: float) -> str:
     if p_holm >= _ALPHA:
-        return "same"
+        return "unclear"
     if column.better == "neither":
         return "different"
     return "better" if (difference > 0) == (column.better == "higher") else "worse"
