@@ -25,7 +25,8 @@ from emag_export.evaluation.metrics.names import METRICS, MetricModels
 from emag_export.packages import require_packages
 
 if TYPE_CHECKING:
-    from emag_export.evaluation.evaluate import Draw, Evaluation, Probe
+    from emag_export.evaluation.asked import Evaluation
+    from emag_export.evaluation.evaluate import Draw, Probe
     from emag_export.evaluation.results import Results
     from emag_export.serve.batch.on_ray import Workers
 
@@ -157,7 +158,8 @@ def command(bundle: Path, output: Path, as_json: bool, **options: Any) -> None:
 
     Interrupted or killed, the same command continues and writes the same results.
     """
-    from emag_export.evaluation.evaluate import check_evaluation, evaluate
+    from emag_export.evaluation.asked import check_evaluation
+    from emag_export.evaluation.evaluate import evaluate
     from emag_export.evaluation.report import write_report
 
     require_packages("matplotlib", *(("ray",) if options["ray"] else ()), purpose="an evaluation")
@@ -186,7 +188,7 @@ def command(bundle: Path, output: Path, as_json: bool, **options: Any) -> None:
 
 
 def _asked(bundles: tuple[Path, ...], options: dict[str, Any]) -> "Evaluation":
-    from emag_export.evaluation.evaluate import Evaluation
+    from emag_export.evaluation.asked import Evaluation
     from emag_export.evaluation.methods import methods_named
     from emag_export.evaluation.prompts import read_prompt_file
 

@@ -17,7 +17,7 @@ from PIL import Image
 from emag_export.bundle import Bundle
 from emag_export.cli.main import main
 from emag_export.errors import InputError
-from emag_export.evaluation.evaluate import Evaluation, check_evaluation
+from emag_export.evaluation.asked import Evaluation, check_evaluation
 from emag_export.evaluation.methods import METHODS, Setting, methods_named, settings_of
 from emag_export.evaluation.metrics.names import MetricModels
 from emag_export.evaluation.metrics.protocol import Column

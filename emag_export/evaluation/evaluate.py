@@ -2,31 +2,24 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emag_export.bundle import Bundle
-from emag_export.errors import EngineError, InputError
+from emag_export.errors import EngineError
+from emag_export.evaluation.asked import Evaluation, reported_settings, trials_for
 from emag_export.evaluation.features import FeatureStore, reference_pictures, score_sets
-from emag_export.evaluation.methods import METHODS, Setting, bundle_for, settings_of
-from emag_export.evaluation.metrics.names import MetricModels
+from emag_export.evaluation.methods import METHODS, Setting
 from emag_export.evaluation.metrics.protocol import Scores
-from emag_export.evaluation.metrics.registry import Chosen, choose_metrics, quality_of
+from emag_export.evaluation.metrics.registry import quality_of
 from emag_export.evaluation.probe import contrasts, seconds
-from emag_export.evaluation.prompts import require_disjoint
 from emag_export.evaluation.results import Results, summarise
 from emag_export.evaluation.scoring import PictureScores, score_trials
 from emag_export.evaluation.sweep import candidates, choose, sweep_record
-from emag_export.evaluation.trials import MOST_SEEDS, Trials
-from emag_export.runtime.keywords import SamplingKeywords
+from emag_export.evaluation.trials import Trials
 from emag_export.serve.batch.draw import BatchResult, record_failures
 from emag_export.serve.batch.index import write_index
 
-__all__ = ["Draw", "Evaluation", "Probe", "Watch", "check_evaluation", "evaluate"]
-
-_SWEEP_SEED = 10**9
-"""Added to the seeds of prompts to tune on, so that they share no noise with those that are reported."""
+__all__ = ["Draw", "Probe", "Watch", "evaluate"]
 
 Draw = Callable[[Trials], BatchResult]
 """Draws all pictures of one bundle that are not there."""
@@ -34,88 +27,6 @@ Probe = Callable[[Trials], None]
 """Runs the probes of one bundle that are not there."""
 Watch = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What is asked for."""
-
-    bundles: tuple[Bundle, ...]
-    """Variants of one model."""
-    methods: tuple[str, ...]
-    prompts: tuple[str, ...]
-    seeds: int = 4
-    seed: int = 0
-    """Of the first picture of the first prompt."""
-    scales: tuple[float, ...] = ()
-    """w; none is the bundle's own."""
-    emag_scales: tuple[float, ...] = ()
-    """s, likewise."""
-    sweep: tuple[str, ...] = ()
-    """Prompts to tune scales on; none leaves them as they are."""
-    baseline: str | None = None
-    """Method that the others are tested against; None takes ``cfg``, or the first of the methods."""
-    metrics: tuple[str, ...] | None = None
-    quality: str | None = None
-    """Column to tune by, and to plot against cost; None is the first."""
-    models: MetricModels
-    reference: Path | None = None
-    """Folder of pictures, for the metric ``distribution``."""
-    keywords: SamplingKeywords
-    """The same for every method."""
-    probes: int = 0
-    """Prompts whose predictions are looked at."""
-    engine: str = ""
-    """Backend and device, for people."""
-
-    @property
-    def chosen(self) -> Chosen:
-        """Its metrics."""
-        prompts = (*self.prompts, *self.sweep)
-        return choose_metrics(self.metrics, prompts, self.bundles[0].labels, self.models)
-
-    @property
-    def against(self) -> str | None:
-        """The baseline; None where there is nothing to compare with."""
-        if self.baseline is not None:
-            return self.baseline
-        return "cfg" if "cfg" in self.methods else self.methods[0]
-
-
-def check_evaluation(asked: Evaluation) -> None:
-    """Refuse what could not be finished, before any work begins.
-
-    Raises:
-        InputError: If bundles are of different models or the same variant, the baseline is not among the
-            methods, scales are given and tuned, prompts are tuned on and reported, or a setting or metric
-            does not fit the model.
-    """
-    first = asked.bundles[0]
-    variants = [bundle.contract.variant for bundle in asked.bundles]
-    if len(set(variants)) < len(variants):
-        raise InputError("two bundles are of the same variant; give one of each")
-    for bundle in asked.bundles[1:]:
-        if bundle.provenance.fingerprint != first.provenance.fingerprint:
-            raise InputError(
-                f"{bundle.path} was made of another model than {first.path}; compare variants of one model"
-            )
-    if asked.against not in asked.methods:
-        raise InputError(f"`baseline` {asked.against} is not among `methods`; add it there")
-    if not 1 <= asked.seeds <= MOST_SEEDS:
-        raise InputError(f"`seeds` is {asked.seeds}; give 1 to {MOST_SEEDS}")
-    if asked.sweep and (asked.scales or asked.emag_scales):
-        raise InputError("`sweep` tunes the scales; leave out `scales` and `emag_scales`, or `sweep`")
-    require_disjoint(asked.prompts, asked.sweep)
-    chosen = asked.chosen
-    quality_of(asked.quality, chosen.columns)
-    if (chosen.sets is None) != (asked.reference is None):
-        raise InputError(
-            "the metric distribution and `reference`, a folder of pictures, need each other; give both"
-        )
-    if asked.reference is not None:
-        reference_pictures(asked.reference)
-    for trials in _trials(asked, _reported(asked), asked.prompts, Path()):
-        trials.check()
 
 
 def evaluate(
@@ -139,7 +50,7 @@ def evaluate(
     """
     chosen = asked.chosen
     quality = quality_of(asked.quality, chosen.columns)
-    settings, record = _reported(asked), None
+    settings, record = reported_settings(asked), None
     if asked.sweep:
         column = next(column for column in chosen.columns if column.name == quality)
         groups = [candidates(setting) for setting in settings]
@@ -148,7 +59,7 @@ def evaluate(
         settings = choose(groups, pictures, column)
         record = sweep_record(groups, pictures, column, asked.sweep)
     pictures = _measured(asked, settings, asked.prompts, output, (draw, watch))
-    made = _trials(asked, settings, asked.prompts, output)
+    made = trials_for(asked, settings, asked.prompts, output)
     costs = {setting: trials.cost(setting) for trials in made for setting in trials.settings}
     contrast = _probed(asked, made, output, run_probes)
     rows, tests = summarise(
@@ -171,31 +82,6 @@ def evaluate(
     )
 
 
-def _reported(asked: Evaluation) -> list[Setting]:
-    return settings_of(asked.methods, asked.bundles, asked.scales, asked.emag_scales)
-
-
-def _trials(
-    asked: Evaluation, settings: Sequence[Setting], prompts: Sequence[str], output: Path
-) -> list[Trials]:
-    """The pictures of each bundle that draws some."""
-    made = []
-    for bundle in asked.bundles:
-        own = tuple(setting for setting in settings if bundle_for(setting, asked.bundles) is bundle)
-        if own:
-            trials = Trials(
-                bundle=bundle,
-                output=output / str(bundle.contract.variant),
-                settings=own,
-                prompts=tuple(prompts),
-                seeds=asked.seeds,
-                seed=asked.seed + (_SWEEP_SEED if prompts == asked.sweep else 0),
-                keywords=asked.keywords,
-            )
-            made.append(trials)
-    return made
-
-
 def _measured(
     asked: Evaluation,
     settings: Sequence[Setting],
@@ -205,7 +91,7 @@ def _measured(
 ) -> list[PictureScores]:
     """Draw and score."""
     draw, watch = work
-    made = _trials(asked, settings, prompts, output)
+    made = trials_for(asked, settings, prompts, output)
     for trials in made:
         result = draw(trials)
         write_index(trials, "jsonl")

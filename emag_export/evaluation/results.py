@@ -48,8 +48,8 @@ class Test:
     p_holm: float
     """Corrected for all tests of the report."""
     verdict: str
-    """``better``, ``worse``, or ``different`` where neither direction is better; ``unclear`` if p_holm is 0.05
-    or more, which does not say that they are the same."""
+    """``better``, ``worse``, or ``different`` where neither direction is better; ``unclear`` if p_holm is
+    0.05 or more, which does not say that they are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
