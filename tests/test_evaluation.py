@@ -33,6 +33,7 @@ from emag_export.runtime.keywords import amended
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
 from emag_export.tiny_sd3.read_caption import read_caption
+from tests.bundles import TinyBundles
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ("a large red circle on a blue background", "a small green square on a red background")
@@ -434,3 +435,26 @@ def test_the_command_says_what_to_do(
     done = run(tiny_bundle, tmp_path / "out", "--prompts", str(ROOT / "examples" / "prompts.txt"), *options)
     assert done.exit_code == 2 and said in " ".join(done.stderr.split()), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_variants_of_one_model_are_compared(
+    tiny_bundle: Path, tiny_bundles: TinyBundles, tmp_path: Path
+) -> None:
+    skip, prompts = tiny_bundles(Variant.SKIP, "float32"), tmp_path / "p.txt"
+    prompts.write_text(PROMPTS[0])
+    options = ("--with", str(skip), "--prompts", str(prompts), "--methods", "cfg,emag")
+    done = run(tiny_bundle, tmp_path / "out", *options, "--json")
+    assert done.exit_code == 0, done.output
+    settings = json.loads(done.stdout)["settings"]
+    assert [(row["method"], row["variant"]) for row in settings] == [
+        ("cfg", None),
+        ("emag", "emag-q"),
+        ("emag", "skip"),
+    ]
+    assert settings[1]["row_blocks_relative_to_cfg"] != settings[2]["row_blocks_relative_to_cfg"]
+    folders = {path.parent.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*seed*.png")}
+    assert folders == {
+        "emag-q/pictures/cfg-w4",
+        "emag-q/pictures/emag-emag-q-w4-s1.5",
+        "skip/pictures/emag-skip-w4-s1.7",
+    }
