@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from emag_export.evaluation.results import Results, SettingResult
+from emag_export.evaluation.statistics import Interval
 
 __all__ = ["draw_contrast", "draw_pareto", "pareto_front"]
 
@@ -31,11 +32,16 @@ def pareto_front(rows: Sequence[SettingResult], quality: str, *, higher: bool) -
 
 
 def draw_pareto(results: Results) -> Figure:
-    """Every setting with its interval, and the line of those that no other one beats."""
+    """Every setting with its intervals, and the line of those that no other one beats.
+
+    The thin interval is of the mean, and mostly says how prompts differ. The thick one is of the paired
+    difference from the baseline, laid around the mean: where it does not reach the baseline, they differ.
+    """
     column = results.column(results.quality)
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     ax = figure.subplots()
     places = _places(results.settings)
+    apart = {test.setting: test.difference for test in results.tests if test.column == results.quality}
     series = list(dict.fromkeys(row.setting.series for row in results.settings))
     for number, name in enumerate(series):
         rows = [
@@ -45,11 +51,21 @@ def draw_pareto(results: Results) -> Figure:
         ax.errorbar(
             [places[row.setting.label] for row in rows],
             [interval.mean for interval in found],
-            yerr=[[i.mean - i.low for i in found], [i.high - i.mean for i in found]],
+            yerr=_around(found),
             fmt=_MARKERS[number % len(_MARKERS)],
             color=f"C{number}",
-            capsize=3,
+            elinewidth=0.6,
+            capsize=2,
             label=name,
+        )
+        paired = [(row, apart[row.setting.label]) for row in rows if row.setting.label in apart]
+        ax.errorbar(
+            [places[row.setting.label] for row, _ in paired],
+            [row.intervals[results.quality].mean for row, _ in paired],
+            yerr=_around([difference for _, difference in paired]),
+            fmt="none",
+            color=f"C{number}",
+            elinewidth=3,
         )
         for row, interval in zip(rows, found, strict=True):
             scales = row.setting.label.removeprefix(name).removeprefix(", ")
@@ -69,9 +85,17 @@ def draw_pareto(results: Results) -> Figure:
     ax.margins(x=0.12)
     ax.set_xlabel("row-blocks, relative to classifier-free guidance; equal ones are drawn side by side")
     ax.set_ylabel(f"{column.name}{unit} ({column.better} is better)")
-    ax.set_title(f"Means over {len(results.prompts)} prompts, 95 % bootstrap intervals")
+    ax.set_title(
+        f"Means over {len(results.prompts)} prompts; 95 %: thin, of the mean; thick, of the difference from "
+        f"{results.facts.get('baseline')}",
+        fontsize="medium",
+    )
     ax.legend(fontsize="small")
     return figure
+
+
+def _around(intervals: Sequence[Interval]) -> list[list[float]]:
+    return [[one.mean - one.low for one in intervals], [one.high - one.mean for one in intervals]]
 
 
 def draw_contrast(results: Results) -> Figure:
