@@ -69,19 +69,12 @@ def command(bundle: Path, prompts: Path, output: Path, **options: Any) -> None:
     Every row is checked before work begins. Pictures are renamed into place when they are whole: interrupted
     or killed, the same command continues, and draws none twice.
     """
-    from emag_export.engines.registry import open_backend
-    from emag_export.runtime.batching.options import BatchingOptions, size_room
-    from emag_export.runtime.batching.pipeline import BatchedPipeline
-    from emag_export.runtime.pipeline import Pipeline
-    from emag_export.serve.batch.draw import (
-        BatchResult,
-        draw,
-        pending,
-        record_failures,
-        remove_leftovers,
-    )
+    from emag_export.runtime.batching.options import BatchingOptions
+    from emag_export.serve.batch.draw import record_failures
     from emag_export.serve.batch.index import write_index
+    from emag_export.serve.batch.on_ray import Workers
     from emag_export.serve.batch.plan import BatchPlan
+    from emag_export.serve.batch.run import run_batch
 
     require_packages(
         *(("pyarrow",) if options["index"] == "parquet" else ()),
@@ -98,33 +91,23 @@ def command(bundle: Path, prompts: Path, output: Path, **options: Any) -> None:
     with status.status("checking the table …"):
         quiet_libraries()
         count = plan.check()
-    output.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(output)
     engine = engine_config(options)
-    batching = BatchingOptions(images_per_call=options["images_per_call"], threads=engine.threads)
-    result = BatchResult()
+    workers = Workers(
+        engine=engine,
+        batching=BatchingOptions(images_per_call=options["images_per_call"], threads=engine.threads),
+        on_ray=options["ray"],
+        replicas=options["replicas"],
+        address=options["ray_address"],
+    )
     with progress_bar("drawing", count, rate=True) as bar:
         (task,) = bar.task_ids
-        todo = pending(plan, result, overwrite=options["overwrite"])
 
         def tell(done: int) -> None:
             bar.update(task, description="drawing", completed=done, total=count)
 
-        if options["ray"]:
-            from emag_export.serve.batch.on_ray import Workers, draw_on_ray
-
-            workers = Workers(
-                engine=engine,
-                batching=batching,
-                replicas=options["replicas"],
-                address=options["ray_address"],
-            )
-            draw_on_ray(todo, plan, workers, result=result, tell=tell)
-        else:
-            pipeline = Pipeline(plan.bundle, open_backend(engine, plan.bundle))
-            sizing = size_room(pipeline, batching, bar_reporter(bar))
-            with BatchedPipeline(pipeline, batching, sizing=sizing) as batched:
-                draw(todo, output, batched, result, tell)
+        result = run_batch(
+            plan, workers, overwrite=options["overwrite"], tell=tell, progress=bar_reporter(bar)
+        )
     index = write_index(plan, options["index"])
     failures = record_failures(plan, result)
     if options["as_json"]:

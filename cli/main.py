@@ -18,6 +18,7 @@ _COMMANDS = {
     "generate": "Make pictures from prompts with a bundle.",
     "serve": "Serve bundles over HTTP.",
     "batch": "Draw a table of prompts.",
+    "eval": "Compare guidance: which draws better, and at what cost.",
     "export-triton": "Write a model repository for Triton Inference Server.",
     "compare": "Check a bundle step by step against PyTorch.",
     "bench": "Measure speed and memory beside CFG and the released algorithm.",

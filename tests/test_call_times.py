@@ -15,7 +15,7 @@ from emag_export.runtime.batching.call_times import (
     save_call_times,
     stored_call_times,
 )
-from emag_export.runtime.batching.options import BatchingOptions, size_room
+from emag_export.runtime.batching.options import BatchingOptions, room_for, size_room
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request, plan_request
 from emag_export.runtime.sampling.plan import Phase, Plan
@@ -91,6 +91,15 @@ def test_a_table_is_measured_kept_and_found_again(tiny_bundle: Path, tmp_path: P
         path.write_text("{")
         assert stored_call_times(bundle, pipeline.denoiser, (64, 64), 1)[1] is None
     bundle.check()
+
+
+def test_as_many_images_are_live_as_their_averages_allow(plan: Plan) -> None:
+    """None at all for negatives that keep nothing."""
+    times = table({1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0})
+    live = [
+        room_for(times, plan, BatchingOptions(), state_bytes=size).live for size in (0, 1, 1 << 30, 1 << 31)
+    ]
+    assert live == [4, 4, 3, 2]
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:

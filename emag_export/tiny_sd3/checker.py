@@ -69,9 +69,9 @@ def check(image: Picture, scene: Scene) -> Verdict:
     Raises:
         ValueError: The picture is not square or its side is no multiple of 64.
     """
-    canvas = _to_canvas(image)
+    canvas = to_canvas(image)
     index = nearest_colour(canvas)
-    background = _frame_colour(index)
+    background = frame_colour(index)
     found = [_find(canvas, index, background, item) for item in scene.items]
     seen = [item for item, _ in found if item is not None]
     complete = len(seen) == len(scene.items)
@@ -93,7 +93,7 @@ def check(image: Picture, scene: Scene) -> Verdict:
 
 def background_of(image: Picture) -> str:
     """Name the colour of a picture's frame, which is its background's; the picture is as in :func:`check`."""
-    return COLOURS[_frame_colour(nearest_colour(_to_canvas(image)))]
+    return COLOURS[frame_colour(nearest_colour(to_canvas(image)))]
 
 
 def accuracy(verdicts: Iterable[Verdict]) -> dict[str, float]:
@@ -110,14 +110,16 @@ def accuracy(verdicts: Iterable[Verdict]) -> dict[str, float]:
     return {name: sum(getattr(row, name) for row in rows) / len(rows) for name in names}
 
 
-def _frame_colour(index: Int[np.ndarray, "64 64"]) -> int:
+def frame_colour(index: Int[np.ndarray, "64 64"]) -> int:
+    """Index of the colour that most pixels at the edge of the picture have."""
     frame = np.concatenate(
         [index[:2].ravel(), index[-2:].ravel(), index[:, :2].ravel(), index[:, -2:].ravel()]
     )
     return int(np.bincount(frame, minlength=len(COLOURS)).argmax())
 
 
-def _to_canvas(image: Picture) -> Float[np.ndarray, "64 64 3"]:
+def to_canvas(image: Picture) -> Float[np.ndarray, "64 64 3"]:
+    """Average a picture down to the canvas, 0 to 1; arguments and errors as :func:`check`."""
     height, width = image.shape[:2]
     if height != width or height % CANVAS:
         raise ValueError(
@@ -133,17 +135,17 @@ def _find(
     image: Float[np.ndarray, "64 64 3"], index: Int[np.ndarray, "64 64"], background: int, item: Item
 ) -> tuple[Item | None, float]:
     """Find an object by colour and fit every shape; returns the best fit and its overlap, 0 to 1."""
-    blob = _largest(_solid(index == COLOURS.index(item.colour)))
+    blob = largest(solid(index == COLOURS.index(item.colour)))
     if item.colour == COLOURS[background] or blob.sum() < _SMALLEST_OBJECT:
         return None, 0.0
     # How far each pixel is on the way from the background's colour to the object's: its coverage.
     ground = palette()[background]
     way = palette()[COLOURS.index(item.colour)] - ground
-    alpha = np.clip((image - ground) @ way / (way @ way), 0, 1) * _grow(blob, 3)
-    return max((_fit(alpha, replace(item, shape=shape)) for shape in SHAPES), key=lambda fit: fit[1])
+    alpha = np.clip((image - ground) @ way / (way @ way), 0, 1) * grow(blob, 3)
+    return max((fit_template(alpha, replace(item, shape=shape)) for shape in SHAPES), key=lambda fit: fit[1])
 
 
-def _fit(alpha: Float[np.ndarray, "64 64"], item: Item) -> tuple[Item, float]:
+def fit_template(alpha: Float[np.ndarray, "64 64"], item: Item) -> tuple[Item, float]:
     """Lay a shape's template on the coverage: same area and centroid, then what overlaps best nearby."""
     grid = np.arange(CANVAS) + 0.5 - CANVAS / 2
     total = float(alpha.sum())
@@ -169,28 +171,29 @@ def _moments(shape: str) -> tuple[float, float]:
     return float(cover.sum()) / 25**2, float((cover.sum(1) * grid).sum() / cover.sum()) / 25
 
 
-def _largest(mask: Mask) -> Mask:
+def largest(mask: Mask) -> Mask:
     """Keep the largest connected part."""
     best, rest = np.zeros_like(mask), mask.copy()
     while rest.sum() > best.sum():
         part = np.zeros_like(mask)
         part.flat[rest.argmax()] = True
-        while (grown := _grow(part, 1) & rest).sum() > part.sum():
+        while (grown := grow(part, 1) & rest).sum() > part.sum():
             part = grown
         best, rest = (part, rest & ~part) if part.sum() > best.sum() else (best, rest & ~part)
     return best
 
 
-def _grow(mask: Mask, pixels: int) -> Mask:
+def grow(mask: Mask, pixels: int) -> Mask:
+    """Add what is at most so many pixels away, diagonally too."""
     for _ in range(pixels):
         mask = _neighbours(mask) > 0
     return mask
 
 
-def _solid(mask: Mask) -> Mask:
+def solid(mask: Mask) -> Mask:
     """Drop the thin seams where two colours blend into a third: keep what touches a 3 x 3 majority."""
     core = mask & (_neighbours(mask) >= 6)
-    return np.asarray(mask & _grow(core, 1))
+    return np.asarray(mask & grow(core, 1))
 
 
 def _neighbours(mask: Mask) -> Int[np.ndarray, "64 64"]:

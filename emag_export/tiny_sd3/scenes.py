@@ -27,11 +27,14 @@ LARGE_FROM = 10.5
 OFF_CENTRE = 8.0
 """An object said to be at a side of the canvas is drawn at least this many pixels from the centre."""
 
-_CENTRE_JITTER = 4.0
-_DIRECTION = {
+CENTRE_JITTER = 4.0
+"""Off the axis along which it is placed, an object lies at most this many pixels from the centre."""
+
+DIRECTION = {
     "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1),
     "left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1),
 }  # fmt: skip
+"""Where a position, or the first object of a relation, lies: signs along x and y."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,26 +125,51 @@ def coverage(item: Item, canvas: int = CANVAS) -> Float[np.ndarray, "canvas canv
     return np.clip(0.5 - _distance(item.shape, x, y, item.radius) * scale, 0, 1).astype(np.float32)
 
 
+def radius_range(size: str, *, placed: bool = False, pair: bool = False) -> tuple[float, float]:
+    """Least and largest radius that a size word means, pixels.
+
+    Args:
+        size: One of :data:`SIZES`.
+        placed: The object is alone and at a side of the canvas.
+        pair: It is one of two.
+    """
+    if size == "small":
+        return 6.5, 9.0
+    if pair:
+        return 12.0, 14.0
+    return 14.0, 16.0 if placed else 20.0
+
+
+def away_range(radius: float, *, pair: bool = False) -> tuple[float, float]:
+    """Least and largest distance from the canvas centre along the direction of a position or relation.
+
+    Args:
+        radius: Of the object, pixels.
+        pair: It is one of two.
+    """
+    edge = CANVAS / 2 - 1 - radius
+    return (max(radius + 1.5, 13.0), min(edge, 18.0)) if pair else (OFF_CENTRE + 2, edge)
+
+
 def _single(rng: np.random.Generator, colour: str, position: str | None) -> Item:
     size, shape = str(rng.choice(SIZES)), str(rng.choice(SHAPES))
-    top = 20.0 if position is None else 16.0
-    radius = rng.uniform(14.0, top) if size == "large" else rng.uniform(6.5, 9.0)
-    x, y = rng.uniform(-_CENTRE_JITTER, _CENTRE_JITTER, 2)
+    radius = rng.uniform(*radius_range(size, placed=position is not None))
+    x, y = rng.uniform(-CENTRE_JITTER, CENTRE_JITTER, 2)
     if position is not None:
-        away = rng.uniform(OFF_CENTRE + 2, CANVAS / 2 - 1 - radius)
-        along_x, along_y = _DIRECTION[position]
+        away = rng.uniform(*away_range(radius))
+        along_x, along_y = DIRECTION[position]
         x, y = (along_x * away, y) if along_x else (x, along_y * away)
     return Item(shape=shape, colour=colour, size=size, x=float(x), y=float(y), radius=float(radius))
 
 
 def _pair(rng: np.random.Generator, colours: tuple[str, str], relation: str) -> tuple[Item, Item]:
-    along_x, along_y = _DIRECTION[relation]
+    along_x, along_y = DIRECTION[relation]
     items = []
     for sign, colour in zip((1, -1), colours, strict=True):
         size, shape = str(rng.choice(SIZES)), str(rng.choice(SHAPES))
-        radius = rng.uniform(12.0, 14.0) if size == "large" else rng.uniform(6.5, 9.0)
-        away = sign * rng.uniform(max(radius + 1.5, 13.0), min(CANVAS / 2 - 1 - radius, 18.0))
-        aside = rng.uniform(-_CENTRE_JITTER, _CENTRE_JITTER)
+        radius = rng.uniform(*radius_range(size, pair=True))
+        away = sign * rng.uniform(*away_range(radius, pair=True))
+        aside = rng.uniform(-CENTRE_JITTER, CENTRE_JITTER)
         x, y = (along_x * away, aside) if along_x else (aside, along_y * away)
         items.append(
             Item(shape=shape, colour=colour, size=size, x=float(x), y=float(y), radius=float(radius))

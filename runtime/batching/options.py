@@ -115,11 +115,13 @@ def room_for(table: CallTimes, plan: Plan, options: BatchingOptions, *, state_by
         table: Of the engine.
         plan: Of a typical request.
         options: What was chosen already.
-        state_bytes: Of one image's averages, both buffers.
+        state_bytes: Of one image's averages, both buffers; 0 where nothing is averaged.
 
     Raises:
         InputError: If fewer live images than images per call were asked for.
     """
     per_call = options.images_per_call or table.most_that_pay(plan)
-    taking_turns = min(max(per_call, 4 - per_call), _STATE_BUDGET // state_bytes)
+    taking_turns = max(per_call, 4 - per_call)
+    if state_bytes:  # some negatives keep nothing
+        taking_turns = min(taking_turns, _STATE_BUDGET // state_bytes)
     return Room(per_call=per_call, live=options.live_images or per_call + taking_turns)

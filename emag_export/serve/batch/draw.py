@@ -14,7 +14,7 @@ from emag_export.errors import EmagError, EngineError, UnavailableError
 from emag_export.runtime.batching.pipeline import BatchedPipeline
 from emag_export.runtime.batching.ticket import Ticket
 from emag_export.runtime.pictures.metadata import save_picture
-from emag_export.serve.batch.plan import PICTURES, BatchPlan, Item
+from emag_export.serve.batch.plan import PICTURES, Drawable, Item, is_drawn
 
 __all__ = ["BatchResult", "draw", "pending", "record_failures", "remove_leftovers"]
 
@@ -42,7 +42,7 @@ def remove_leftovers(output: Path) -> None:
         path.unlink()
 
 
-def pending(plan: BatchPlan, result: BatchResult, *, overwrite: bool = False) -> Iterator[Item]:
+def pending(plan: Drawable, result: BatchResult, *, overwrite: bool = False) -> Iterator[Item]:
     """Pictures that are still to be drawn; the others are counted.
 
     Args:
@@ -54,7 +54,7 @@ def pending(plan: BatchPlan, result: BatchResult, *, overwrite: bool = False) ->
         InputError: If a picture was made otherwise and may not be overwritten.
     """
     for item in plan.items():
-        if plan.is_done(item, overwrite=overwrite):
+        if is_drawn(plan, item, overwrite=overwrite):
             result.kept += 1
         else:
             yield item
@@ -130,7 +130,7 @@ def _settle(output: Path, batched: BatchedPipeline, under_way: list[_UnderWay], 
             result.failed.append((item, str(error)))
 
 
-def record_failures(plan: BatchPlan, result: BatchResult) -> Path | None:
+def record_failures(plan: Drawable, result: BatchResult) -> Path | None:
     """Write the pictures that could not be drawn, or delete the list of an earlier run."""
     path = plan.output / FAILED
     if not result.failed:

@@ -8,7 +8,7 @@ from typing import Any
 
 from emag_export.hashing import hash_file
 from emag_export.packages import require_packages
-from emag_export.serve.batch.plan import BatchPlan
+from emag_export.serve.batch.plan import Drawable
 
 __all__ = ["FORMATS", "index_rows", "write_index"]
 
@@ -16,7 +16,7 @@ FORMATS = ("jsonl", "parquet")
 _CHUNK = 1000
 
 
-def index_rows(plan: BatchPlan) -> Iterator[dict[str, Any]]:
+def index_rows(plan: Drawable) -> Iterator[dict[str, Any]]:
     """What the index says of every picture that is there."""
     for item in plan.items():
         path = plan.output / item.path
@@ -41,7 +41,7 @@ def index_rows(plan: BatchPlan) -> Iterator[dict[str, Any]]:
             }
 
 
-def write_index(plan: BatchPlan, form: str) -> Path:
+def write_index(plan: Drawable, form: str) -> Path:
     """Write the index whole, beside the pictures.
 
     Args:

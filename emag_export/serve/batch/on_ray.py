@@ -18,7 +18,7 @@ from emag_export.runtime.batching.pipeline import BatchedPipeline
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest
 from emag_export.serve.batch.draw import BatchResult, Tell, draw
-from emag_export.serve.batch.plan import BatchPlan, Item
+from emag_export.serve.batch.plan import Drawable, Item
 from emag_export.serve.batch.table import Row
 
 __all__ = ["Workers", "draw_on_ray"]
@@ -35,6 +35,8 @@ class Workers:
     """How each opens components."""
     batching: BatchingOptions
     """How many images share a call."""
+    on_ray: bool = False
+    """On replicas of a Ray cluster; otherwise in this process, and what follows does not count."""
     replicas: int | None = None
     """None is one per GPU, or one."""
     address: str | None = None
@@ -67,7 +69,7 @@ class _Replica:
 
 def draw_on_ray(
     todo: Iterator[Item],
-    plan: BatchPlan,
+    plan: Drawable,
     workers: Workers,
     *,
     result: BatchResult,

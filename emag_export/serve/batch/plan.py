@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from emag_export.bundle import Bundle
 from emag_export.errors import BundleError, EmagError, InputError
@@ -12,9 +12,10 @@ from emag_export.runtime.pictures.metadata import read_picture_record
 from emag_export.runtime.request import GenerationRequest, check_prompts, plan_request
 from emag_export.serve.batch.table import Row, read_table
 
-__all__ = ["BatchPlan", "Item"]
+__all__ = ["PICTURES", "BatchPlan", "Drawable", "Item", "is_drawn"]
 
 PICTURES = "pictures"
+"""Folder of the pictures, inside the output folder."""
 _SHARD = 1000
 """Rows whose pictures share a folder."""
 _SHOWN = 10
@@ -31,6 +32,53 @@ class Item:
     request: GenerationRequest
     path: Path
     """Relative to the output folder."""
+
+
+@runtime_checkable
+class Drawable(Protocol):
+    """Pictures that are to be drawn with one bundle into one folder."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """Draws them."""
+        ...
+
+    @property
+    def output(self) -> Path:
+        """Folder, to which their paths are relative."""
+        ...
+
+    def items(self) -> Iterator[Item]:
+        """All of them, in the same order at every call."""
+        ...
+
+
+def is_drawn(plan: Drawable, item: Item, *, overwrite: bool = False) -> bool:
+    """Whether a picture is there, made as it shall be.
+
+    Args:
+        plan: What is wanted.
+        item: Of it.
+        overwrite: Draw a picture anew that was made otherwise.
+
+    Raises:
+        InputError: If there is another one, and it may not be overwritten.
+    """
+    path = plan.output / item.path
+    if not path.exists():
+        return False
+    try:
+        record = read_picture_record(path)
+        same = record.request == item.request
+        same = same and record.fingerprint == plan.bundle.provenance.fingerprint
+    except (InputError, BundleError):
+        same = False
+    if not same and not overwrite:
+        raise InputError(
+            f"{path} was made otherwise, from another table or with other options; "
+            "choose another `output`, or add `overwrite`"
+        )
+    return same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,32 +136,6 @@ class BatchPlan:
         if not count:
             raise InputError(f"{self.table} holds no prompt; write one a row")
         return count
-
-    def is_done(self, item: Item, *, overwrite: bool = False) -> bool:
-        """Whether a picture is there, made as it shall be.
-
-        Args:
-            item: Of this plan.
-            overwrite: Draw a picture anew that was made otherwise.
-
-        Raises:
-            InputError: If there is another one, and it may not be overwritten.
-        """
-        path = self.output / item.path
-        if not path.exists():
-            return False
-        try:
-            record = read_picture_record(path)
-            same = record.request == item.request
-            same = same and record.fingerprint == self.bundle.provenance.fingerprint
-        except (InputError, BundleError):
-            same = False
-        if not same and not overwrite:
-            raise InputError(
-                f"{path} was made otherwise, from another table or with other options; "
-                "choose another `output`, or add `overwrite`"
-            )
-        return same
 
     def _items_of(self, row: Row) -> Iterator[Item]:
         if isinstance(row.prompt, int) and self.bundle.labels is None:

@@ -1,0 +1,1 @@
+"""Which guidance draws better: methods, scales and seeds over prompts, with metrics and statistics."""

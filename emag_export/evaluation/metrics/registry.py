@@ -1,0 +1,94 @@
+"""Metrics by name, and which of them a model and its prompts allow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emag_export.errors import InputError
+from emag_export.evaluation.metrics.accuracy import Accuracy
+from emag_export.evaluation.metrics.clip import ClipScore, PickScore
+from emag_export.evaluation.metrics.diversity import Diversity
+from emag_export.evaluation.metrics.drawn import Drawn
+from emag_export.evaluation.metrics.names import METRICS, MetricModels
+from emag_export.evaluation.metrics.protocol import Column, Metric, SeedMetric
+from emag_export.evaluation.truth import Truth, require_scenes, truth_of
+from emag_export.labels import ClassLabels
+
+__all__ = ["Chosen", "choose_metrics", "quality_of"]
+
+_SCENES = ("drawn", "accuracy")
+_SINGLE = (*_SCENES, "clip", "pickscore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The metrics of an evaluation."""
+
+    pictures: tuple[Metric, ...]
+    together: tuple[SeedMetric, ...]
+    sets: ClipScore | None = None
+    """Embeds pictures, where all of a setting are held against reference pictures."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of all of them."""
+        metrics: list[Metric | SeedMetric] = [*self.pictures, *self.together]
+        return tuple(column for metric in metrics for column in metric.columns)
+
+
+def choose_metrics(
+    names: Sequence[str] | None, prompts: Sequence[str], labels: ClassLabels | None, models: MetricModels
+) -> Chosen:
+    """Metrics by name.
+
+    Args:
+        names: Of :data:`METRICS`; None takes all that need no weights and suit the prompts.
+        prompts: Of the evaluation.
+        labels: Of the model; None where prompts are text.
+        models: Weights.
+
+    Raises:
+        InputError: If there is no such metric, or a prompt describes nothing that it could measure.
+    """
+    truth = truth_of(labels)
+    if names is None:
+        readable = all(truth(prompt) is not None for prompt in prompts)
+        names = (*(_SCENES if readable else ()), "diversity")
+    if unknown := [name for name in names if name not in METRICS]:
+        raise InputError(f"there is no metric {unknown[0]!r} in `metrics`; there are {', '.join(METRICS)}")
+    if any(name in _SCENES for name in names):
+        require_scenes(truth, prompts)
+    made = {name: _picture_metric(name, truth, labels, models) for name in _SINGLE if name in names}
+    return Chosen(
+        pictures=tuple(made.values()),
+        together=(Diversity(),) if "diversity" in names else (),
+        sets=ClipScore(models.clip, device=models.device) if "distribution" in names else None,
+    )
+
+
+def _picture_metric(name: str, truth: Truth, labels: ClassLabels | None, models: MetricModels) -> Metric:
+    if name == "drawn":
+        return Drawn(truth)
+    if name == "accuracy":
+        return Accuracy(truth, classes=labels is not None)
+    if name == "clip":
+        return ClipScore(models.clip, device=models.device)
+    return PickScore(models.pickscore, device=models.device)
+
+
+def quality_of(name: str | None, columns: Sequence[Column]) -> str:
+    """The column that stands for quality: the given one, or the first in which a direction is better.
+
+    Raises:
+        InputError: If there is none.
+    """
+    ranked = [column.name for column in columns if column.better != "neither"]
+    if name is None and ranked:
+        return ranked[0]
+    if name not in ranked:
+        raise InputError(
+            f"`quality` is {name}, which these `metrics` do not give; choose from {', '.join(ranked)}"
+            if ranked
+            else "these `metrics` rank nothing: no prompt describes a scene of the small models; "
+            "add clip or pickscore"
+        )
+    return name
