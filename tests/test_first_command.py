@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from emag_export.bundle import DENOISER, Bundle, file_records
 from emag_export.cli import build as build_command
 from emag_export.cli import compile_options
+from emag_export.cli.demo import EMBEDDED
 from emag_export.cli.main import main
 from emag_export.engines.tensorrt import detect
 from emag_export.engines.tensorrt.flavour import FLAVOURS, Flavour
@@ -34,15 +35,16 @@ from emag_export.options import BuildOptions
 from tests.bundles import TinyBundles
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN_MODELS if name != "tiny-sd3"])
+@pytest.mark.parametrize("name", [name for name in KNOWN_MODELS if name not in EMBEDDED])
 def test_published_models_are_built_in_half_precision(name: str) -> None:
     plan = identify(name, BuildOptions(weights_seed=0))
     assert plan.contract.precision == "float16"
     assert identify(name, BuildOptions(weights_seed=0, precision="float32")).contract.precision == "float32"
 
 
-def test_the_embedded_model_and_the_measuring_one_are_built_in_float32() -> None:
-    assert identify("tiny-sd3", BuildOptions()).contract.precision == "float32"
+def test_embedded_models_and_the_measuring_one_are_built_in_float32() -> None:
+    for name in EMBEDDED:
+        assert identify(name, BuildOptions()).contract.precision == "float32"
     assert identify("sd3-narrow", BuildOptions(weights_seed=0)).contract.precision == "float32"
 
 

@@ -40,7 +40,7 @@ def engines() -> Iterator[Any]:
 
 
 # Tolerance: FamilyCase.tolerance, with the measurement behind it. Every replay also checks each chosen block.
-@pytest.mark.parametrize(("name", "backend"), engines())
+@pytest.mark.parametrize(("name", "backend"), list(engines()))
 def test_an_engine_follows_the_recording(name: str, backend: str) -> None:
     case = load(FOLDER / f"{name}.npz")
     assert isinstance(case, FamilyCase)
