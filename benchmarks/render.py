@@ -240,13 +240,14 @@ def _serving() -> str:
 def _soak() -> str:
     found = load_results(soak.RESULTS)
     memory, counts = found["memory"], found["counts"]
-    low, high = memory["interval"]
-    grown = f"{memory['slope_mb_per_minute']:+.2f} MB a minute [{low:+.2f}, {high:+.2f}]"
+    sizes = memory["mb_every_half_minute"]
+    rate, low, high = soak.slope([(number / 2, size * 1e6) for number, size in enumerate(sizes)])
+    grown = f"in the second half {rate:+.2f} MB a minute [{low:+.2f}, {high:+.2f}]"
     headers = ["minutes", "pictures compared", "wrong", "requests lost", "engine failures met", "own memory"]
     cells = [
         f"{found['minutes']:g}",
         *(str(counts["pictures compared"]), str(found["wrong"]), str(found["lost"])),
-        *(str(counts["engine failures met"]), f"{memory['mb_every_half_minute'][-1]:.0f} MB, {grown}"),
+        *(str(counts["engine failures met"]), f"{sizes[-1]:.0f} MB, {grown}"),
     ]
     return _table(headers, [cells])
 

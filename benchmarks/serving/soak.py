@@ -47,8 +47,8 @@ _ACTIONS = {"ask": 60, "stream": 15, "leave": 10, "cancel": 8, "mistake": 7}
 """What a client does, and how often out of a hundred."""
 _ONE_LEVEL = 1
 """Of 255: larger calls add up in another order."""
-_SETTLING = 0.2
-"""Share of the time before memory counts: buffers of every size are made in it."""
+_SETTLING = 0.5
+"""Share of the time before memory counts: buffers of every size are made in it, and the allocator's arenas."""
 
 
 def axes() -> dict[str, Any]:
