@@ -48,7 +48,7 @@ _ACTIONS = {"ask": 60, "stream": 15, "leave": 10, "cancel": 8, "mistake": 7}
 _ONE_LEVEL = 1
 """Of 255: larger calls add up in another order."""
 _SETTLING = 0.5
-"""Share of the time before memory counts: buffers of every size are made in it, and the allocator's arenas."""
+"""Share of the time before memory counts: in it buffers of all sizes are made, and the allocator's arenas."""
 
 
 def axes() -> dict[str, Any]:
