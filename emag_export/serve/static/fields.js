@@ -88,7 +88,8 @@ export class Fields {
   }
 
   /** Free text, or one of the model's classes: by a name of the list, or by its number. */
-  #offerPrompts({ prompt, classes = [] }) {
+  #offerPrompts({ prompt, classes: named }) {
+    const classes = named ?? [];
     document.getElementById("classes").replaceChildren(...classes.map((name) => new Option("", name)));
     for (const name of PROMPTS) {
       const [shown, text] = [this.#control(name), this.#texts[name]];
