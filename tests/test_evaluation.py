@@ -1,4 +1,4 @@
-"""Methods, trials, tuning and reports, without drawing; then a whole evaluation, killed and resumed."""
+"""Methods, trials, scores, tuning and reports of an evaluation, without a run."""
 
 import base64
 import json
@@ -11,15 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
 from emag_export.bundle import Bundle
-from emag_export.cli.main import main
 from emag_export.errors import InputError
-from emag_export.evaluation.asked import Evaluation, check_evaluation
 from emag_export.evaluation.methods import METHODS, Setting, methods_named, settings_of
-from emag_export.evaluation.metrics.names import MetricModels
 from emag_export.evaluation.metrics.protocol import Column
 from emag_export.evaluation.plots import pareto_front
 from emag_export.evaluation.prompts import read_prompt_file, require_disjoint
@@ -29,11 +25,7 @@ from emag_export.evaluation.scoring import PictureScores, ScoreStore
 from emag_export.evaluation.sweep import GRID, candidates, choose, sweep_record
 from emag_export.evaluation.trials import Trials
 from emag_export.kinds import Variant
-from emag_export.runtime.keywords import amended
-from emag_export.runtime.pipeline import Pipeline
-from emag_export.runtime.request import default_request
 from emag_export.tiny_sd3.read_caption import read_caption
-from tests.bundles import TinyBundles
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ("a large red circle on a blue background", "a small green square on a red background")
@@ -284,177 +276,3 @@ def test_a_report_says_the_same_in_numbers_and_pictures(tmp_path: Path) -> None:
     with Image.open(written[3]) as sheet:
         assert sheet.width >= 2 * 128 and sheet.height >= 2 * 128
         assert (np.asarray(sheet) == (40, 90, 10)).all(-1).sum() == 2 * 128 * 128
-
-
-def asked(bundle: Path, **changed: Any) -> Evaluation:
-    fields = {"methods": ("cfg", "emag"), "prompts": PROMPTS, "models": MetricModels(), "keywords": {}}
-    return Evaluation(bundles=(Bundle(bundle),), **{**fields, **changed})
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"baseline": "apg"}, "`baseline` apg is not among `methods`"),
-        ({"sweep": ("a large red ring on a blue background",), "scales": (2.0,)}, "leave out `scales`"),
-        ({"sweep": (PROMPTS[0].upper(),)}, "1 prompts are in `sweep` and in `prompts`"),
-        ({"seeds": 1001}, "`seeds` is 1001; give 1 to 1000"),
-        ({"quality": "beauty"}, "`quality` is beauty, which these `metrics` do not give"),
-        ({"metrics": ("drawn",), "prompts": ("a dog",)}, "'a dog' describes no scene"),
-        ({"reference": Path("photos")}, "the metric distribution and `reference`"),
-        ({"metrics": ("drawn", "distribution")}, "need each other; give both"),
-        ({"keywords": {"steps": 0}}, "cfg, w 4: 0 denoising steps"),
-        ({"keywords": {"height": 63}}, "`height` 63"),
-    ],
-)
-def test_what_could_not_be_finished_is_not_begun(
-    tiny_bundle: Path, changed: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(InputError, match=said):
-        check_evaluation(asked(tiny_bundle, **changed))
-
-
-def test_two_bundles_of_one_variant_are_refused(tiny_bundle: Path) -> None:
-    bundle = Bundle(tiny_bundle)
-    with pytest.raises(InputError, match="two bundles are of the same variant"):
-        check_evaluation(replace(asked(tiny_bundle), bundles=(bundle, bundle)))
-
-
-def words(bundle: Path, output: Path) -> list[str]:
-    return ["eval", str(bundle), "--steps", "3", "--threads", "1", "--seeds", "2", "-o", str(output)]
-
-
-def run(bundle: Path, output: Path, *options: str) -> Result:
-    return CliRunner().invoke(main, [*words(bundle, output), *options])
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def test_interrupted_and_resumed_it_reports_the_same(tiny_bundle: Path, tmp_path: Path) -> None:
-    """As after a kill: pictures missing, one half written, scores torn, no report."""
-    prompts = tmp_path / "p.txt"
-    prompts.write_text("\n".join(PROMPTS))
-    output, options = tmp_path / "out", ("--prompts", str(prompts), "--methods", "cfg,emag")
-    done = run(tiny_bundle, output, *options, "--json")
-    assert done.exit_code == 0, done.output
-    results = json.loads(done.stdout)
-    assert results == json.loads((output / "results.json").read_text("utf-8"))
-    assert [row["label"] for row in results["settings"]] == ["cfg, w 4", "emag (emag-q), w 4, s 1.5"]
-    assert len(results["tests"]) == 8 and results["contrast"] == {} and results["facts"]["steps"] == 3
-    index = [json.loads(line) for line in (output / "emag-q" / "index.jsonl").read_text("utf-8").splitlines()]
-    assert [row["method"] for row in index] == ["cfg", "cfg", "emag", "emag"] * 2
-    whole = files(output)
-
-    drawn = sorted(output.rglob("pictures/**/*.png"))
-    assert len(drawn) == 8
-    for path in drawn[::3]:
-        path.unlink()
-    drawn[0].with_name(f".{drawn[0].name}.partial").write_bytes(b"half")
-    scores = output / "scores" / "drawn-1.jsonl"
-    scores.write_bytes(scores.read_bytes()[:300])
-    for name in ("results.json", "report.html", "emag-q/index.jsonl"):
-        (output / name).unlink()
-    kept = {path: path.stat().st_mtime_ns for path in output.rglob("pictures/**/*.png")}
-    assert run(tiny_bundle, output, *options).exit_code == 0
-    assert all(path.stat().st_mtime_ns == when for path, when in kept.items()), "none is drawn twice"
-    again = files(output)
-    assert again.keys() == whole.keys()
-    assert {name for name in whole if whole[name] != again[name]} == set()
-
-    refused = run(tiny_bundle, output, *options, "--height", "128")
-    assert refused.exit_code == 2 and "was made otherwise" in " ".join(refused.stderr.split())
-
-
-def test_scales_are_tuned_on_other_prompts_from_other_noise(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("emag_export.evaluation.sweep._SINGLE", (0.5, 1.0))
-    reported, tuned = tmp_path / "p.txt", tmp_path / "t.txt"
-    reported.write_text(PROMPTS[0])
-    tuned.write_text(PROMPTS[1])
-    options = ("--prompts", str(reported), "--sweep", str(tuned), "--methods", "none,cfg", "--seeds", "1")
-    done = run(tiny_bundle, tmp_path / "out", *options, "--steps", "2", "--json", "--quality", "residual")
-    assert done.exit_code == 0, done.output
-    results = json.loads(done.stdout)
-    sweep = results["sweep"]
-    assert (sweep["column"], sweep["prompts"], results["prompts"]) == ("residual", [PROMPTS[1]], [PROMPTS[0]])
-    none, cfg = sweep["methods"]
-    assert list(none["tried"]) == ["none"] and list(cfg["tried"]) == ["cfg, w 2.5", "cfg, w 4"]
-    assert cfg["chosen"] == min(cfg["tried"], key=cfg["tried"].get)
-    assert [row["label"] for row in results["settings"]] == ["none", cfg["chosen"]]
-    index = (tmp_path / "out" / "sweep" / "emag-q" / "index.jsonl").read_text("utf-8").splitlines()
-    assert {json.loads(line)["seed"] for line in index} == {10**9}
-
-
-def test_probes_say_how_far_the_negative_lies(tiny_bundle: Path, tmp_path: Path) -> None:
-    prompts = tmp_path / "p.txt"
-    prompts.write_text("\n".join(PROMPTS))
-    options: tuple[str, ...] = ("--prompts", str(prompts), "--methods", "none,cfg,emag,emag-only")
-    options += ("--seeds", "1", "--steps", "6", "--probes", "2")
-    done = run(tiny_bundle, tmp_path / "out", *options, "--json")
-    assert done.exit_code == 0, done.output
-    ((label, row),) = json.loads(done.stdout)["contrast"].items()
-    assert label == "emag (emag-q), w 4, s 1.5", "no other has all three predictions"
-    with Pipeline.open(tiny_bundle, threads=1) as pipeline:
-        ratios = []
-        for number, prompt in enumerate(PROMPTS):
-            request = amended(default_request(pipeline.bundle, prompt), {"steps": 6, "seed": 1000 * number})
-            run_ = [step.predictions for step in pipeline.denoise(pipeline.prepare([request]))]
-            ratios.append(
-                [
-                    float((p.cond - p.perturbed).norm() / (p.cond - p.uncond).norm())
-                    for p in run_
-                    if p.uncond is not None and p.perturbed is not p.cond
-                ]
-            )
-    assert [ratio for _, ratio in row] == pytest.approx(np.mean(ratios, axis=0), rel=1e-4)
-    took = json.loads((tmp_path / "out" / "seconds.json").read_text("utf-8"))
-    assert len(took) == 4 and all(value > 0 for value in took.values())
-    before = files(tmp_path / "out")
-    assert run(tiny_bundle, tmp_path / "out", *options).exit_code == 0
-    assert files(tmp_path / "out") == before, "nothing is run twice"
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--methods", "cfg,magic"), "no method 'magic' in --methods"),
-        (("--scales", "2,x"), "is no list of numbers; write 2,4,7"),
-        (("--metrics", "fid"), "there is no metric 'fid' in --metrics"),
-        (("--baseline", "apg"), "--baseline apg is not among --methods"),
-    ],
-)
-def test_the_command_says_what_to_do(
-    tiny_bundle: Path, tmp_path: Path, options: tuple[str, ...], said: str
-) -> None:
-    done = run(tiny_bundle, tmp_path / "out", "--prompts", str(ROOT / "examples" / "prompts.txt"), *options)
-    assert done.exit_code == 2 and said in " ".join(done.stderr.split()), done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_variants_of_one_model_are_compared(
-    tiny_bundle: Path, tiny_bundles: TinyBundles, tmp_path: Path
-) -> None:
-    skip, prompts = tiny_bundles(Variant.SKIP, "float32"), tmp_path / "p.txt"
-    prompts.write_text(PROMPTS[0])
-    options = ("--with", str(skip), "--prompts", str(prompts), "--methods", "cfg,emag")
-    done = run(tiny_bundle, tmp_path / "out", *options, "--json")
-    assert done.exit_code == 0, done.output
-    settings = json.loads(done.stdout)["settings"]
-    assert [(row["method"], row["variant"]) for row in settings] == [
-        ("cfg", None),
-        ("emag", "emag-q"),
-        ("emag", "skip"),
-    ]
-    assert settings[1]["row_blocks_relative_to_cfg"] != settings[2]["row_blocks_relative_to_cfg"]
-    folders = {path.parent.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*seed*.png")}
-    assert folders == {
-        "emag-q/pictures/cfg-w4",
-        "emag-q/pictures/emag-emag-q-w4-s1.5",
-        "skip/pictures/emag-skip-w4-s1.7",
-    }
