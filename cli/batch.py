@@ -11,13 +11,13 @@ from emag_export.cli.console import out, print_json, progress_bar, quiet_librari
 from emag_export.cli.options import (
     bundle_argument,
     cli_command,
-    engine_config,
     engine_options,
     group,
     json_option,
 )
 from emag_export.cli.progress import bar_reporter
 from emag_export.cli.sampling import keywords_of, sampling_options
+from emag_export.cli.workers import ray_options, workers_of
 from emag_export.errors import EngineError
 from emag_export.packages import require_packages
 
@@ -56,12 +56,7 @@ __all__ = ["command"]
     "Sharing calls",
     option("--images-per-call", type=int, help="Pictures that share an engine call. Default: measured."),
 )
-@group(
-    "Ray",
-    option("--ray", is_flag=True, help="Draw on replicas of a Ray cluster; they share the output folder."),
-    option("--replicas", type=click.IntRange(1), help="Replicas there. Default: one per GPU, or one."),
-    option("--ray-address", help="Of a cluster that runs. Default: one on this machine."),
-)
+@ray_options
 @engine_options()
 def command(bundle: Path, prompts: Path, output: Path, **options: Any) -> None:
     """Draw a table of prompts.
@@ -69,10 +64,8 @@ def command(bundle: Path, prompts: Path, output: Path, **options: Any) -> None:
     Every row is checked before work begins. Pictures are renamed into place when they are whole: interrupted
     or killed, the same command continues, and draws none twice.
     """
-    from emag_export.runtime.batching.options import BatchingOptions
     from emag_export.serve.batch.draw import record_failures
     from emag_export.serve.batch.index import write_index
-    from emag_export.serve.batch.on_ray import Workers
     from emag_export.serve.batch.plan import BatchPlan
     from emag_export.serve.batch.run import run_batch
 
@@ -91,14 +84,7 @@ def command(bundle: Path, prompts: Path, output: Path, **options: Any) -> None:
     with status.status("checking the table …"):
         quiet_libraries()
         count = plan.check()
-    engine = engine_config(options)
-    workers = Workers(
-        engine=engine,
-        batching=BatchingOptions(images_per_call=options["images_per_call"], threads=engine.threads),
-        on_ray=options["ray"],
-        replicas=options["replicas"],
-        address=options["ray_address"],
-    )
+    workers = workers_of(options)
     with progress_bar("drawing", count, rate=True) as bar:
         (task,) = bar.task_ids
 

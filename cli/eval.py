@@ -19,6 +19,7 @@ from emag_export.cli.options import (
     json_option,
 )
 from emag_export.cli.progress import bar_reporter
+from emag_export.cli.workers import ray_options, workers_of
 from emag_export.errors import InputError
 from emag_export.evaluation.methods import METHODS
 from emag_export.evaluation.metrics.names import METRICS, MetricModels
@@ -142,12 +143,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
         "picture depends on its company, and a resumed run differs there.",
     ),
 )
-@group(
-    "Ray",
-    option("--ray", is_flag=True, help="Draw on replicas of a Ray cluster; they share the output folder."),
-    option("--replicas", type=click.IntRange(1), help="Replicas there. Default: one per GPU, or one."),
-    option("--ray-address", help="Of a cluster that runs. Default: one on this machine."),
-)
+@ray_options
 @engine_options()
 def command(bundle: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Compare guidance: which draws better, and at what cost.
@@ -174,7 +170,7 @@ def command(bundle: Path, output: Path, as_json: bool, **options: Any) -> None:
         results = evaluate(
             asked,
             output,
-            _drawing(bar, _workers(options), overwrite=options["overwrite"]),
+            _drawing(bar, workers_of(options), overwrite=options["overwrite"]),
             lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
             _probing(bar, options),
         )
@@ -207,20 +203,6 @@ def _asked(bundles: tuple[Path, ...], options: dict[str, Any]) -> "Evaluation":
         keywords=shared,
         engine=" ".join(part for part in (engine.backend, engine.device) if part),
         **{name: options[name] for name in _FIELDS},
-    )
-
-
-def _workers(options: dict[str, Any]) -> "Workers":
-    from emag_export.runtime.batching.options import BatchingOptions
-    from emag_export.serve.batch.on_ray import Workers
-
-    engine = engine_config(options)
-    return Workers(
-        engine=engine,
-        batching=BatchingOptions(images_per_call=options["images_per_call"], threads=engine.threads),
-        on_ray=options["ray"],
-        replicas=options["replicas"],
-        address=options["ray_address"],
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_evaluation import PROMPTS, files, run, words
+from tests.test_evaluation_run import PROMPTS, files, run, words
 
 pytest.importorskip("ray", reason='pip install "emag-export[ray]"')
 pytestmark = pytest.mark.ray
