@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import nn
 from transformers import CLIPTokenizer
@@ -24,6 +27,32 @@ def fresh_denoiser(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
         Networks with fresh weights from torch's global generator.
     """
     return make_denoiser(len(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id, MODEL_MAX_LENGTH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A finished pipeline, taken apart to be trained further.
+
+    Attributes:
+        vae: Its autoencoder, float32, without gradients.
+        denoiser: Its transformer and text encoders, float32.
+        facts: Its ``training.json``.
+    """
+
+    vae: AutoencoderKL
+    denoiser: nn.ModuleDict
+    facts: dict[str, Any]
+
+
+def load_parts(folder: Path) -> Parts:
+    """Load what :func:`write` and the trainer wrote to ``folder``."""
+    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    names = ("transformer", "text_encoder", "text_encoder_2")
+    return Parts(
+        vae=pipeline.vae.requires_grad_(False),
+        denoiser=nn.ModuleDict({name: getattr(pipeline, name) for name in names}),
+        facts=json.loads((folder / "training.json").read_text()),
+    )
 
 
 def assemble(

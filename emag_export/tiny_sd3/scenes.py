@@ -6,7 +6,7 @@ of the 64 x 64 canvas, ``x`` grows to the right and ``y`` downwards, both measur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,8 +21,8 @@ SIZES: tuple[str, ...] = ("large", "small")
 POSITIONS: tuple[str, ...] = ("left", "right", "top", "bottom")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 
-LARGE_FROM = 10.5
-"""An object whose radius is at least this many pixels is large; none is drawn between 9 and 12."""
+LARGE_FROM = 12.25
+"""An object whose radius is at least this many pixels is large; none is drawn between 11 and 13.5."""
 
 OFF_CENTRE = 8.0
 """An object said to be at a side of the canvas is drawn at least this many pixels from the centre."""
@@ -134,10 +134,10 @@ def radius_range(size: str, *, placed: bool = False, pair: bool = False) -> tupl
         pair: It is one of two.
     """
     if size == "small":
-        return 6.5, 9.0
+        return 9.0, 11.0
     if pair:
-        return 12.0, 14.0
-    return 14.0, 16.0 if placed else 20.0
+        return 13.5, 14.5
+    return 14.5, 16.0 if placed else 20.0
 
 
 def away_range(radius: float, *, pair: bool = False) -> tuple[float, float]:
@@ -151,30 +151,59 @@ def away_range(radius: float, *, pair: bool = False) -> tuple[float, float]:
     return (max(radius + 1.5, 13.0), min(edge, 18.0)) if pair else (OFF_CENTRE + 2, edge)
 
 
+def placed(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Choose places and radii that the words of a scene allow, as :func:`sample_scene` does.
+
+    Args:
+        scene: One or two objects; two without a relation get one at random.
+        rng: The only source of randomness.
+
+    Returns:
+        The same words, with objects that lie wholly on the canvas and do not touch.
+    """
+    if len(scene.items) == 1:
+        return replace(scene, items=(_place_alone(scene.items[0], scene.position, rng),))
+    relation = scene.relation or str(rng.choice(RELATIONS))
+    first, second = (
+        _place_in_pair(item, relation, sign, rng) for sign, item in zip((1, -1), scene.items, strict=True)
+    )
+    return replace(scene, items=(first, second))
+
+
 def _single(rng: np.random.Generator, colour: str, position: str | None) -> Item:
+    return _place_alone(_words(rng, colour), position, rng)
+
+
+def _pair(rng: np.random.Generator, colours: tuple[str, str], relation: str) -> tuple[Item, Item]:
+    first, second = (
+        _place_in_pair(_words(rng, colour), relation, sign, rng)
+        for sign, colour in zip((1, -1), colours, strict=True)
+    )
+    return first, second
+
+
+def _words(rng: np.random.Generator, colour: str) -> Item:
     size, shape = str(rng.choice(SIZES)), str(rng.choice(SHAPES))
-    radius = rng.uniform(*radius_range(size, placed=position is not None))
+    return Item(shape=shape, colour=colour, size=size)
+
+
+def _place_alone(item: Item, position: str | None, rng: np.random.Generator) -> Item:
+    radius = rng.uniform(*radius_range(item.size, placed=position is not None))
     x, y = rng.uniform(-CENTRE_JITTER, CENTRE_JITTER, 2)
     if position is not None:
         away = rng.uniform(*away_range(radius))
         along_x, along_y = DIRECTION[position]
         x, y = (along_x * away, y) if along_x else (x, along_y * away)
-    return Item(shape=shape, colour=colour, size=size, x=float(x), y=float(y), radius=float(radius))
+    return replace(item, x=float(x), y=float(y), radius=float(radius))
 
 
-def _pair(rng: np.random.Generator, colours: tuple[str, str], relation: str) -> tuple[Item, Item]:
+def _place_in_pair(item: Item, relation: str, sign: int, rng: np.random.Generator) -> Item:
     along_x, along_y = DIRECTION[relation]
-    items = []
-    for sign, colour in zip((1, -1), colours, strict=True):
-        size, shape = str(rng.choice(SIZES)), str(rng.choice(SHAPES))
-        radius = rng.uniform(*radius_range(size, pair=True))
-        away = sign * rng.uniform(*away_range(radius, pair=True))
-        aside = rng.uniform(-CENTRE_JITTER, CENTRE_JITTER)
-        x, y = (along_x * away, aside) if along_x else (aside, along_y * away)
-        items.append(
-            Item(shape=shape, colour=colour, size=size, x=float(x), y=float(y), radius=float(radius))
-        )
-    return items[0], items[1]
+    radius = rng.uniform(*radius_range(item.size, pair=True))
+    away = sign * rng.uniform(*away_range(radius, pair=True))
+    aside = rng.uniform(-CENTRE_JITTER, CENTRE_JITTER)
+    x, y = (along_x * away, aside) if along_x else (aside, along_y * away)
+    return replace(item, x=float(x), y=float(y), radius=float(radius))
 
 
 Grid = Float[np.ndarray, "_ _"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -15,9 +15,9 @@ from rich.logging import RichHandler
 from emag_export.tiny_sd3.checkpoint import Plan
 from emag_export.tiny_sd3.dataset import make_dataset
 from emag_export.tiny_sd3.networks import count_parameters, make_vae
-from emag_export.tiny_sd3.pipeline import assemble, fresh_denoiser, write
+from emag_export.tiny_sd3.pipeline import assemble, fresh_denoiser, load_parts, write
 from emag_export.tiny_sd3.tokenizer import make_tokenizers
-from emag_export.tiny_sd3.train_dit import train_dit
+from emag_export.tiny_sd3.train_dit import COARSE_STEPS, train_dit
 from emag_export.tiny_sd3.train_vae import train_vae
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Recipe:
         vae_batch: Pictures per step of the autoencoder.
         batch: Examples per step of the transformer.
         rows: Pictures in the transformer's training set.
+        learning_rate: Peak rate of the transformer and text encoders.
         bfloat16: Whether matrix products run in bfloat16.
     """
 
@@ -42,7 +43,8 @@ class Recipe:
     dit_steps: int = 7400
     vae_batch: int = 16
     batch: int = 64
-    rows: int = 30_000
+    rows: int = 40_000
+    learning_rate: float = 1.5e-3
     bfloat16: bool = True
 
 
@@ -51,49 +53,63 @@ DEFAULT = Recipe()
 PARTS = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 
 
-def train(recipe: Recipe, out: Path) -> Path | None:
+def train(recipe: Recipe, out: Path, start: Path | None = None) -> Path | None:
     """Run both stages and save the pipeline; what is already done in ``out`` is not done again.
 
     Args:
         recipe: What to train.
         out: Folder for checkpoints, logs, the cached training set and, at the end, ``model/``.
+        start: A finished pipeline to go on from: its autoencoder stays, the rest trains further.
 
     Returns:
         The pipeline's folder, or None when the run was asked to stop before the end.
     """
-    vae_plan = Plan(name="vae", steps=recipe.vae_steps, learning_rate=2e-3, warmup=50, decay=0.35, ema=0.99)
-    done = train_vae(vae_plan, recipe.vae_batch, recipe.seed, out, bfloat16=recipe.bfloat16)
-    if done is None:
-        return None
-    vae, vae_seconds = done
+    before = None if start is None else load_parts(start)
+    if before is None:
+        vae_plan = Plan(
+            name="vae", steps=recipe.vae_steps, learning_rate=2e-3, warmup=50, decay=0.35, ema=0.99
+        )
+        done = train_vae(vae_plan, recipe.vae_batch, recipe.seed, out, bfloat16=recipe.bfloat16)
+        if done is None:
+            return None
+        vae, vae_seconds = done
+    else:
+        vae, vae_seconds = before.vae, before.facts["vae_seconds"]
     tokenizers = make_tokenizers()
     data = make_dataset(vae, tokenizers, recipe.rows, recipe.seed, out)
     torch.manual_seed(recipe.seed)
     denoiser = fresh_denoiser(tokenizers[0])
-    dit_plan = Plan(name="dit", steps=recipe.dit_steps, learning_rate=1.5e-3, ema=0.999)
-    finished = train_dit(denoiser, data, dit_plan, recipe.batch, recipe.seed, out, bfloat16=recipe.bfloat16)
+    if before is not None:
+        denoiser.load_state_dict(before.denoiser.state_dict())
+    plan = Plan(name="dit", steps=recipe.dit_steps, learning_rate=recipe.learning_rate, ema=0.999)
+    finished = train_dit(
+        denoiser, data, plan, recipe.batch, recipe.seed, out,
+        bfloat16=recipe.bfloat16, coarse_steps=COARSE_STEPS if before is None else 0,
+    )  # fmt: skip
     if finished is None:
         return None
     averaged, dit_seconds = finished
     scales = dict(zip(("scaling_factor", "shift_factor"), data.scales.tolist(), strict=True))
     pipeline = assemble(vae, scales, averaged, tokenizers)
     facts = {
-        "recipe": recipe.__dict__,
+        "recipe": asdict(recipe),
         "vae_seconds": round(vae_seconds),
         "dit_seconds": round(dit_seconds),
         "parameters": {name: count_parameters(getattr(pipeline, name)) for name in PARTS},
+        "start": None if before is None else before.facts,
     }
     write(pipeline, out / "model")
     (out / "model" / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     return out / "model"
 
 
-def snapshot(out: Path, folder: Path) -> None:
+def snapshot(out: Path, folder: Path, start: Path | None = None) -> None:
     """Write the pipeline from unfinished checkpoints, to look at it while it trains.
 
     Args:
         out: Folder of a run whose second stage has a checkpoint.
         folder: Where the pipeline goes.
+        start: The pipeline that the run began from, if it did.
 
     Raises:
         FileNotFoundError: There is no checkpoint of the second stage yet.
@@ -101,8 +117,9 @@ def snapshot(out: Path, folder: Path) -> None:
     if not (out / "dit.pt").exists():
         raise FileNotFoundError(f"{out / 'dit.pt'} is not there; let the run reach its second stage first")
     tokenizers = make_tokenizers()
-    vae: AutoencoderKL = make_vae()
-    vae.load_state_dict(torch.load(out / "vae.pt", weights_only=True)["ema"])
+    vae: AutoencoderKL = make_vae() if start is None else load_parts(start).vae
+    if start is None:
+        vae.load_state_dict(torch.load(out / "vae.pt", weights_only=True)["ema"])
     denoiser = fresh_denoiser(tokenizers[0])
     denoiser.load_state_dict(torch.load(out / "dit.pt", weights_only=True)["ema"])
     scales = torch.load(out / "dataset.pt", weights_only=True)["scales"].tolist()
@@ -124,6 +141,14 @@ def snapshot(out: Path, folder: Path) -> None:
 @click.option(
     "--rows", default=DEFAULT.rows, show_default=True, help="Pictures in the transformer's training set."
 )
+@click.option(
+    "--learning-rate", default=DEFAULT.learning_rate, show_default=True, help="Peak rate of the transformer."
+)
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Go on from this finished pipeline: its autoencoder stays, the rest trains further.",
+)
 @click.option("--bfloat16/--float32", default=True, show_default=True, help="Type of the matrix products.")
 @click.option(
     "--threads", default=2, show_default=True, help="CPU threads; another number changes the last digits."
@@ -133,7 +158,7 @@ def snapshot(out: Path, folder: Path) -> None:
 )
 def main(  # noqa: PLR0913
     out: Path, seed: int, vae_steps: int, dit_steps: int, vae_batch: int, batch: int, rows: int,
-    bfloat16: bool, threads: int, to: Path | None,
+    learning_rate: float, start: Path | None, bfloat16: bool, threads: int, to: Path | None,
 ) -> None:  # fmt: skip
     """Train tiny-sd3, an SD3 text-to-image model of 4.3 million parameters, on pictures drawn on the fly.
 
@@ -149,13 +174,13 @@ def main(  # noqa: PLR0913
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     torch.set_num_threads(threads)
     if to is not None:
-        snapshot(out, to)
+        snapshot(out, to, start)
         return
     recipe = Recipe(
         seed=seed, vae_steps=vae_steps, dit_steps=dit_steps, vae_batch=vae_batch, batch=batch, rows=rows,
-        bfloat16=bfloat16,
+        learning_rate=learning_rate, bfloat16=bfloat16,
     )  # fmt: skip
-    folder = train(recipe, out)
+    folder = train(recipe, out, start)
     logger.info("saved %s" if folder else "stopped; run the same command again to go on%s", folder or "")
 
 

@@ -20,7 +20,10 @@ CAPTION_DROPOUT = 0.1
 """Share of captions replaced by the empty one, so that guidance has an unconditional prediction."""
 
 COARSE_STEPS = 2800
-"""Steps that train with SD3's shift alone, on what is where; after them half the examples have no shift.
+"""Steps of fresh networks that train with SD3's shift alone, on what is where."""
+
+FINE_SHIFTS: tuple[float, ...] = (SHIFT, 1.0, 1.0)
+"""Timestep shifts after them, one of which each example gets; most have none and learn outlines.
 
 At shift 3 only one example in forty has a noise level below 0.3, too few to learn clean outlines from.
 """
@@ -52,18 +55,20 @@ class Batch:
 
 
 def train_dit(  # noqa: PLR0913
-    denoiser: nn.ModuleDict, data: Dataset, plan: Plan, batch: int, seed: int, out: Path, *, bfloat16: bool
-) -> tuple[nn.ModuleDict, float] | None:
+    denoiser: nn.ModuleDict, data: Dataset, plan: Plan, batch: int, seed: int, out: Path, *,
+    bfloat16: bool, coarse_steps: int,
+) -> tuple[nn.ModuleDict, float] | None:  # fmt: skip
     """Train the transformer with both text encoders.
 
     Args:
-        denoiser: Fresh networks of :func:`~.networks.make_denoiser`.
+        denoiser: Networks of :func:`~.networks.make_denoiser`, fresh or trained before.
         data: Latents and captions.
         plan: Steps and learning rate.
         batch: Examples per step.
         seed: The run's seed.
         out: Folder of the checkpoint.
         bfloat16: Whether matrix products run in bfloat16.
+        coarse_steps: Steps before :data:`FINE_SHIFTS`: :data:`COARSE_STEPS` of fresh networks, else 0.
 
     Returns:
         The averaged networks and the seconds they took, or None when the run was asked to stop.
@@ -78,7 +83,7 @@ def train_dit(  # noqa: PLR0913
     stage = Stage(model=denoiser, ema=averaged, optimizer=optimizer)
 
     def loss_of(step: int) -> Tensor:
-        shifts = (SHIFT,) if step < COARSE_STEPS else (SHIFT, 1.0)
+        shifts = (SHIFT,) if step < coarse_steps else FINE_SHIFTS
         drawn = draw_batch(data, batch, shifts, pin_seed(seed, 2, step))
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             return flow_matching_loss(denoiser, drawn)
