@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 from emag_export.tiny_sd3 import MODEL_DIR, captions, checker, evaluate, networks, scenes, train, train_dit
+from emag_export.tiny_sd3.card import write_card
 from emag_export.tiny_sd3.dataset import token_ids
 from emag_export.tiny_sd3.pad_token import PadBiasAttention
 from emag_export.tiny_sd3.palette import COLOURS, palette
@@ -213,6 +216,30 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch
     for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         mine, other = (next((folder / part).glob("*.safetensors")).read_bytes() for folder in (whole, parts))
         assert mine == other, part
+
+
+def test_a_run_goes_on_from_a_finished_model(tmp_path: Path) -> None:
+    first = train.train(TINY, tmp_path / "first")
+    assert first is not None
+    second = train.train(replace(TINY, dit_steps=2, learning_rate=1e-3), tmp_path / "second", start=first)
+    assert second is not None
+
+    def weights(folder: Path, part: str) -> bytes:
+        return next((folder / part).glob("*.safetensors")).read_bytes()
+
+    assert weights(first, "vae") == weights(second, "vae"), "the autoencoder stays"
+    assert weights(first, "transformer") != weights(second, "transformer")
+    facts = json.loads((second / "training.json").read_text())
+    assert facts["start"]["recipe"]["dit_steps"] == 4 and facts["recipe"]["learning_rate"] == 1e-3
+    measured = {"right": 0.9, **dict.fromkeys(("background", "colour", "size", "place", "alone"), 1.0)}
+    accuracy = {"prompts": 5, "steps": 28, "accuracy": {"4": {**measured, "shape": 0.9}}}
+    (second / "accuracy.json").write_text(json.dumps(accuracy))
+    write_card(second, ("a",))
+    text = (second / "README.md").read_text()
+    assert (
+        "1. 4 steps of 2 examples" in text and "2. 2 steps of 2 examples out of 4, rate 0.001, from" in text
+    )
+    assert "wrong most often is shape, in 10.0%" in text
 
 
 def test_help_explains_the_run() -> None:
