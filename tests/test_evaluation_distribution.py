@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from emag_export.errors import InputError
 from emag_export.evaluation.metrics.distribution import COLUMNS, cmmd, neighbourhoods, set_scores
+from emag_export.evaluation.metrics.moments import fid, kid
 
 
 def cloud(count: int, shift: float = 0.0, seed: int = 0, spread: float = 1.0) -> np.ndarray:
@@ -47,6 +52,32 @@ def test_cmmd_is_its_definition_and_grows_with_distance() -> None:
     assert cmmd(two, two) == pytest.approx(0, abs=1e-9)
     found = [cmmd(cloud(400, shift, 1), cloud(400, 0.0, 2)) for shift in (0.0, 0.5, 1.0, 2.0)]
     assert found == sorted(found) and found[1] > 3 * found[0]
+
+
+class Itself(nn.Module):
+    """In the place of a network: its features are what it is given."""
+
+    num_features = 6
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The same."""
+        return rows
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all extracted features")
+def test_frechet_and_kernel_distance_are_those_of_torchmetrics() -> None:
+    pictures, references = cloud(50, 0.7, 1, spread=0.8), cloud(50, 0.0, 2)
+    frechet = FrechetInceptionDistance(feature=Itself(), input_img_size=(1, 1, 6))
+    frechet.set_dtype(torch.float64)
+    kernel = KernelInceptionDistance(feature=Itself(), subsets=1, subset_size=50)
+    for rows, real in ((pictures, False), (references, True)):
+        frechet.update(torch.from_numpy(rows), real=real)
+        kernel.update(torch.from_numpy(rows), real=real)
+    assert fid(pictures, references) == pytest.approx(float(frechet.compute()), rel=1e-6)
+    assert kid(pictures, references) == pytest.approx(float(kernel.compute()[0]), rel=1e-5)
+    assert fid(pictures, pictures) == pytest.approx(0, abs=1e-9)
+    assert fid(cloud(6), references) is None, "a covariance of as few pictures as features says nothing"
+    assert abs(kid(cloud(400, seed=1), cloud(400, seed=2))) < 0.02, "unbiased"
 
 
 def test_fidelity_and_diversity_are_told_apart() -> None:

@@ -10,9 +10,10 @@ from PIL import Image
 from skimage.filters import gaussian
 
 from emag_export.errors import InputError, ModelError
-from emag_export.evaluation.features import FeatureStore, reference_pictures, score_sets
+from emag_export.evaluation.features import score_sets
 from emag_export.evaluation.metrics.accuracy import Accuracy
-from emag_export.evaluation.metrics.clip import ClipScore, PickScore
+from emag_export.evaluation.metrics.clip import ClipScore, HpsScore, PickScore
+from emag_export.evaluation.metrics.clip_distribution import ClipDistribution, reference_pictures
 from emag_export.evaluation.metrics.distribution import cmmd
 from emag_export.evaluation.metrics.diversity import Diversity
 from emag_export.evaluation.metrics.drawn import Drawn
@@ -117,7 +118,7 @@ def test_a_place_is_off_by_its_distance_to_where_the_words_allow_it(x: float, er
     assert score(draw(circle(x=x)))["place_error"] == pytest.approx(error, abs=0.02)
 
 
-@pytest.mark.parametrize(("radius", "error"), [(12.5, 1.5), (14.2, 0.0), (21.0, 1.0)])
+@pytest.mark.parametrize(("radius", "error"), [(12.5, 2.0), (14.7, 0.0), (21.0, 1.0)])
 def test_a_size_is_off_by_its_distance_to_what_the_word_allows(radius: float, error: float) -> None:
     assert score(draw(circle(radius=radius)))["size_error"] == pytest.approx(error, abs=0.02)
 
@@ -219,8 +220,20 @@ def test_clip_scores_are_cosines_of_the_models_embeddings(clip_folder: Path) -> 
     assert logit == pytest.approx(model.logit_scale.exp().item() * wanted, abs=1e-4)
     assert clip.score(PROMPT, picture) == {"clip_score": pytest.approx(100 * max(wanted, 0), abs=1e-3)}
     assert pick.score(PROMPT, picture) == {"pick_score": pytest.approx(logit)}
+    assert HpsScore(str(clip_folder)).score(PROMPT, picture) == {"hps": pytest.approx(100 * wanted, abs=1e-3)}
     long = clip.similarity(f"{PROMPT} " * 10, picture)
     assert -1 <= long[0] <= 1, "a prompt that is too long is cut"
+
+
+def test_hps_needs_no_processor_beside_its_weights(clip_folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(clip_folder, bare)
+    (bare / "preprocessor_config.json").unlink()
+    picture = draw(circle())
+    found, wanted = (HpsScore(str(folder)).score(PROMPT, picture)["hps"] for folder in (bare, clip_folder))
+    assert found == pytest.approx(wanted, abs=1e-4)
+    with pytest.raises(ModelError, match="is no CLIP model for the metric clip"):
+        ClipScore(str(bare)).score(PROMPT, picture)
 
 
 def test_scores_of_other_weights_are_kept_apart(clip_folder: Path, tmp_path: Path) -> None:
@@ -248,15 +261,15 @@ def test_sets_are_held_against_reference_pictures_and_embedded_once(
     (tmp_path / "real").mkdir()
     for path in paths[10:]:
         shutil.copy(path, tmp_path / "real")
-    references = reference_pictures(tmp_path / "real")
-    found = score_sets(rows, references, FeatureStore(tmp_path / "scores", ClipScore(str(clip_folder))))
     clip = ClipScore(str(clip_folder))
+    metric = ClipDistribution(clip, tmp_path / "real")
+    found = score_sets(rows, metric, tmp_path / "scores")
     features = np.stack([clip.features(picture) for picture in pictures])
     assert found["other"]["cmmd"] == pytest.approx(cmmd(features[:10], features[10:]), rel=1e-3)
     assert found["same"]["cmmd"] == pytest.approx(0, abs=1e-9)
     assert [found["same"][name] for name in ("precision", "recall", "coverage")] == [1, 1, 1]
     monkeypatch.setattr(ClipScore, "features", None)
-    assert score_sets(rows, references, FeatureStore(tmp_path / "scores", clip)) == found
+    assert score_sets(rows, metric, tmp_path / "scores") == found
     with pytest.raises(InputError, match=r"holds no \.png"):
         reference_pictures(tmp_path / "scores")
 
@@ -269,7 +282,7 @@ def test_metrics_are_chosen_by_what_the_prompts_allow() -> None:
     assert quality_of("residual", scenes.columns) == "residual"
     others = choose_metrics(None, ["a dog"], None, models)
     assert others.pictures == () and [metric.name for metric in others.together] == ["diversity"]
-    with pytest.raises(InputError, match="add clip or pickscore"):
+    with pytest.raises(InputError, match="add clip, pickscore or hps"):
         quality_of(None, others.columns)
     with pytest.raises(InputError, match="`quality` is diversity, which these `metrics` do not give"):
         quality_of("diversity", scenes.columns)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from emag_export.bundle import Bundle
 from emag_export.errors import InputError
-from emag_export.evaluation.features import reference_pictures
-from emag_export.evaluation.methods import Setting, bundle_for, settings_of
 from emag_export.evaluation.metrics.names import MetricModels
 from emag_export.evaluation.metrics.registry import Chosen, choose_metrics, quality_of
 from emag_export.evaluation.prompts import require_disjoint
+from emag_export.evaluation.settings import Setting, bundle_for, settings_of
 from emag_export.evaluation.trials import MOST_SEEDS, Trials
 from emag_export.runtime.keywords import SamplingKeywords
 
@@ -55,8 +54,14 @@ class Evaluation:
     @property
     def chosen(self) -> Chosen:
         """Its metrics."""
-        prompts = (*self.prompts, *self.sweep)
-        return choose_metrics(self.metrics, prompts, self.bundles[0].labels, self.models)
+        return choose_metrics(
+            self.metrics,
+            self.prompts,
+            self.bundles[0].labels,
+            self.models,
+            reference=self.reference,
+            tuning=self.sweep,
+        )
 
     @property
     def against(self) -> str | None:
@@ -90,14 +95,7 @@ def check_evaluation(asked: Evaluation) -> None:
     if asked.sweep and (asked.scales or asked.emag_scales):
         raise InputError("`sweep` tunes the scales; leave out `scales` and `emag_scales`, or `sweep`")
     require_disjoint(asked.prompts, asked.sweep)
-    chosen = asked.chosen
-    quality_of(asked.quality, chosen.columns)
-    if (chosen.sets is None) != (asked.reference is None):
-        raise InputError(
-            "the metric distribution and `reference`, a folder of pictures, need each other; give both"
-        )
-    if asked.reference is not None:
-        reference_pictures(asked.reference)
+    quality_of(asked.quality, asked.chosen.columns)
     for trials in trials_for(asked, reported_settings(asked), asked.prompts, Path()):
         trials.check()
 

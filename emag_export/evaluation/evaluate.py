@@ -7,13 +7,14 @@ from typing import Any
 
 from emag_export.errors import EngineError
 from emag_export.evaluation.asked import Evaluation, reported_settings, trials_for
-from emag_export.evaluation.features import FeatureStore, reference_pictures, score_sets
-from emag_export.evaluation.methods import METHODS, Setting
+from emag_export.evaluation.features import score_sets
+from emag_export.evaluation.methods import method_named
 from emag_export.evaluation.metrics.protocol import Scores
 from emag_export.evaluation.metrics.registry import quality_of
 from emag_export.evaluation.probe import contrasts, seconds
 from emag_export.evaluation.results import Results, summarise
 from emag_export.evaluation.scoring import PictureScores, score_trials
+from emag_export.evaluation.settings import Setting
 from emag_export.evaluation.sweep import candidates, choose, sweep_record
 from emag_export.evaluation.trials import Trials
 from emag_export.serve.batch.draw import BatchResult, record_failures
@@ -73,6 +74,7 @@ def evaluate(
         facts=_facts(asked),
         prompts=asked.prompts,
         columns=chosen.columns,
+        set_columns=() if chosen.sets is None else chosen.sets.columns,
         quality=quality,
         settings=rows,
         tests=tests,
@@ -130,19 +132,18 @@ def _probed(
 def _sets(
     asked: Evaluation, pictures: Sequence[PictureScores], output: Path, watch: Watch
 ) -> dict[str, Scores]:
-    """Each setting against the reference pictures, if that was asked for."""
-    clip = asked.chosen.sets
-    if clip is None or asked.reference is None:
+    """Each setting against reference pictures, if that was asked for."""
+    metric = asked.chosen.sets
+    if metric is None:
         return {}
-    references = reference_pictures(asked.reference)
-    count, done = len(references) + sum(len(row.paths) for row in pictures), 0
+    count, done = sum(len(row.paths) for row in pictures), 0
 
     def tell() -> None:
         nonlocal done
         done += 1
-        watch("embedding", done, count)
+        watch("comparing sets", done, count)
 
-    return score_sets(pictures, references, FeatureStore(output / "scores", clip), tell)
+    return score_sets(pictures, metric, output / "scores", tell)
 
 
 def _facts(asked: Evaluation) -> dict[str, Any]:
@@ -161,5 +162,5 @@ def _facts(asked: Evaluation) -> dict[str, Any]:
         "seeds": asked.seeds,
         "seed": asked.seed,
         "baseline": asked.against,
-        "methods": {name: METHODS[name].summary for name in asked.methods},
+        "methods": {name: method_named(name).summary for name in asked.methods},
     }

@@ -12,7 +12,6 @@ from string import Template
 from matplotlib.figure import Figure
 
 from emag_export.evaluation.contact import write_contact_sheets
-from emag_export.evaluation.metrics.distribution import COLUMNS
 from emag_export.evaluation.metrics.protocol import Column
 from emag_export.evaluation.plots import draw_contrast, draw_pareto
 from emag_export.evaluation.results import Results, SettingResult, Test
@@ -65,7 +64,7 @@ def _page(results: Results, plot: bytes, sheets: Sequence[Path]) -> str:
         model=escape(str(results.facts["model"])),
         summary=escape(_summary(results)),
         plot=_data_url(plot),
-        head="".join(f"<th>{escape(name)}</th>" for name in (*_names(results.columns), *_sets(results))),
+        head="".join(f"<th>{escape(name)}</th>" for name in _names((*results.columns, *results.set_columns))),
         settings="".join(_setting_row(results, row) for row in results.settings),
         tests_made=str(len(results.tests)),
         tests="".join(_test_row(test) for test in results.tests),
@@ -76,7 +75,7 @@ def _page(results: Results, plot: bytes, sheets: Sequence[Path]) -> str:
         else "<p>Predictions were not looked at, or no setting has all three.</p>",
         columns="".join(
             _row([column.name, column.better, column.unit, column.summary])
-            for column in (*results.columns, *(COLUMNS if _sets(results) else ()))
+            for column in (*results.columns, *results.set_columns)
         ),
         facts="".join(
             f"<tr><th>{escape(name)}</th><td>{escape(_fact(value))}</td></tr>"
@@ -105,10 +104,6 @@ def _names(columns: Iterable[Column]) -> list[str]:
     return [column.name for column in columns]
 
 
-def _sets(results: Results) -> list[str]:
-    return list(results.settings[0].sets)
-
-
 def _fact(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name}: {text}" for name, text in value.items())
@@ -125,7 +120,9 @@ def _setting_row(results: Results, row: SettingResult) -> str:
     for column in results.columns:
         mean, bounds = shown_interval(row.intervals.get(column.name))
         cells.append(f"<td>{mean} <small>[{bounds}]</small></td>" if mean else "<td></td>")
-    cells += [f"<td>{value:.3g}</td>" for value in row.sets.values() if value is not None]
+    for column in results.set_columns:
+        value = row.sets.get(column.name)
+        cells.append("<td></td>" if value is None else f"<td>{value:.3g}</td>")
     return f"<tr>{''.join(cells)}</tr>\n"
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from emag_export.evaluation.methods import Setting
 from emag_export.evaluation.metrics.protocol import Column, Scores
 from emag_export.evaluation.scoring import PictureScores
+from emag_export.evaluation.settings import Setting
 from emag_export.evaluation.statistics import Interval, bootstrap_interval, holm, sign_flip_p
 
 __all__ = ["Results", "SettingResult", "Test", "summarise"]
@@ -62,6 +62,8 @@ class Results:
     columns: tuple[Column, ...]
     quality: str
     """The column that is plotted against cost."""
+    set_columns: tuple[Column, ...] = ()
+    """Of all pictures of a setting together."""
     settings: tuple[SettingResult, ...]
     tests: tuple[Test, ...]
     sweep: Mapping[str, Any] | None = None
@@ -82,6 +84,7 @@ class Results:
             "quality": self.quality,
             "prompts": list(self.prompts),
             "columns": [asdict(column) for column in self.columns],
+            "set_columns": [asdict(column) for column in self.set_columns],
             "settings": [
                 {
                     "label": row.setting.label,

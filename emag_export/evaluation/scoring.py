@@ -4,16 +4,16 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from emag_export.errors import InputError
-from emag_export.evaluation.metrics.protocol import Metric, Pixels, Scores, SeedMetric
+from emag_export.evaluation.metrics.protocol import Metric, Scores, SeedMetric
+from emag_export.evaluation.pixels import read_pixels
 from emag_export.evaluation.trials import Trials
 from emag_export.hashing import hash_file
 
-__all__ = ["PictureScores", "ScoreStore", "read_pixels", "rounded", "score_trials"]
+__all__ = ["PictureScores", "ScoreStore", "rounded", "score_trials"]
 
 _DIGITS = 9
 """Significant ones that are kept: more than any metric means, fewer than differ between processors."""
@@ -46,7 +46,7 @@ class ScoreStore:
     """Scores of one metric on disk, a line a picture, appended as they are found.
 
     Args:
-        path: The file; a line that a killed run left half written is measured again.
+        path: The file; a line that a killed run or a full disk left in pieces is measured again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,8 +55,9 @@ class ScoreStore:
         if path.exists():
             whole, _, rest = path.read_bytes().rpartition(b"\n")
             for line in whole.splitlines():
-                record = json.loads(line)
-                self._known[record["sha256"]] = record["scores"]
+                record = _record(line)
+                if record is not None:
+                    self._known[record["sha256"]] = record["scores"]
             if rest:
                 path.write_bytes(whole + b"\n" if whole else b"")
 
@@ -71,24 +72,19 @@ class ScoreStore:
         return self._known[sha256]
 
 
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of a store; None if it is damaged."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(found, dict) and isinstance(found.get("sha256"), str)
+    return found if whole and isinstance(found.get("scores"), dict) else None
+
+
 def rounded(value: float | None) -> float | None:
     """To the digits that are kept."""
     return None if value is None else float(f"{value:.{_DIGITS}g}")
-
-
-def read_pixels(path: Path) -> Pixels:
-    """The pixels of a picture.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read as a picture ({error}); delete it to draw it again"
-        ) from error
 
 
 def score_trials(

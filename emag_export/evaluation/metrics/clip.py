@@ -1,4 +1,4 @@
-"""How well picture and prompt fit, by a CLIP model: CLIPScore and PickScore."""
+"""How well picture and prompt fit, by a CLIP model: CLIPScore, PickScore and HPSv2."""
 
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from emag_export.errors import ModelError
 from emag_export.evaluation.metrics.protocol import Column, Pixels, Scores
 from emag_export.hashing import hash_files, hash_json
 
-__all__ = ["ClipScore", "PickScore"]
+__all__ = ["ClipScore", "HpsScore", "PickScore"]
 
 
 class _Clip:
@@ -38,13 +38,17 @@ class _Clip:
         try:
             model: Any = CLIPModel.from_pretrained(self._model).eval().requires_grad_(False)
             tokenizer = CLIPTokenizerFast.from_pretrained(self._model)
-            images = CLIPImageProcessor.from_pretrained(self._model)
+            images = self._processor(CLIPImageProcessor, model.config.vision_config.image_size)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"{self._model} is no CLIP model for the metric {self.name} ({error}); give a hub id, or a "
                 "folder with model, tokenizer and preprocessor_config.json"
             ) from error
         return model.to(self._device), tokenizer, images
+
+    def _processor(self, kind: Any, side: int) -> Any:
+        """Turns pictures into the model's input, side x side."""
+        return kind.from_pretrained(self._model)
 
     def key(self) -> str:
         """Metric and identity of the weights: hash of a local folder, commit of a hub id."""
@@ -122,3 +126,25 @@ class PickScore(_Clip):
     def score(self, prompt: str, pixels: Pixels) -> Scores:
         """About 15 to 25 with the published weights."""
         return {"pick_score": self.similarity(prompt, pixels)[1]}
+
+
+class HpsScore(_Clip):
+    """Human preference score: the cosine of a CLIP model that was tuned on people's choices.
+
+    Source:
+        arXiv:2306.09341, in hundredths as the paper of EMAG gives it (29.22 for SD3 under CFG).
+    """
+
+    name = "hps"
+    columns = (Column(name="hps", better="higher", summary="100 times the cosine of picture and prompt"),)
+
+    def _processor(self, kind: Any, side: int) -> Any:
+        """The converted weights come without a processor; theirs is CLIP's own."""
+        try:
+            return super()._processor(kind, side)
+        except OSError:
+            return kind(size={"shortest_edge": side}, crop_size=side)
+
+    def score(self, prompt: str, pixels: Pixels) -> Scores:
+        """About 20 to 35 with the published weights."""
+        return {"hps": 100 * self.similarity(prompt, pixels)[0]}

@@ -1,12 +1,13 @@
-"""All pictures of a setting against a folder of reference pictures, in a space of features; numpy only."""
+"""All pictures of a setting against reference pictures, in a space of features; numpy only."""
 
 import numpy as np
 from jaxtyping import Float
 
 from emag_export.errors import InputError
+from emag_export.evaluation.metrics.moments import fid, kid
 from emag_export.evaluation.metrics.protocol import Column, Scores
 
-__all__ = ["COLUMNS", "cmmd", "neighbourhoods", "set_scores"]
+__all__ = ["CLIP_COLUMNS", "COLUMNS", "cmmd", "neighbourhoods", "set_scores"]
 
 Features = Float[np.ndarray, "_ _"]
 
@@ -15,12 +16,28 @@ _SCALE = 1000.0
 """Both as published: distances of unit vectors are small."""
 _NEIGHBOURS = 5
 
-COLUMNS = (
+CLIP_COLUMNS = (
     Column(
         name="cmmd",
         better="lower",
         tested=False,
         summary="distance of the two sets: squared MMD of CLIP embeddings, times 1000",
+    ),
+)
+"""What is defined for embeddings of a CLIP model only."""
+
+COLUMNS = (
+    Column(
+        name="fid",
+        better="lower",
+        tested=False,
+        summary="Frechet distance of the two sets, if there are more pictures than features",
+    ),
+    Column(
+        name="kid",
+        better="lower",
+        tested=False,
+        summary="kernel distance of the two sets, which does not depend on their size",
     ),
     Column(
         name="precision",
@@ -53,7 +70,7 @@ def set_scores(pictures: Features, references: Features) -> Scores:
     """A number per column of :data:`COLUMNS`.
 
     Args:
-        pictures: Embeddings of one setting's pictures.
+        pictures: Features of one setting's pictures.
         references: Of the reference pictures.
 
     Raises:
@@ -64,7 +81,8 @@ def set_scores(pictures: Features, references: Features) -> Scores:
             f"{len(pictures)} pictures of a setting and {len(references)} in `reference`; "
             f"neighbourhoods of {_NEIGHBOURS} need more than {_NEIGHBOURS} of each"
         )
-    return {"cmmd": cmmd(pictures, references), **neighbourhoods(pictures, references, _NEIGHBOURS)}
+    distances = {"fid": fid(pictures, references), "kid": kid(pictures, references)}
+    return {**distances, **neighbourhoods(pictures, references, _NEIGHBOURS)}
 
 
 def cmmd(pictures: Features, references: Features) -> float:

@@ -4,7 +4,16 @@ from dataclasses import dataclass
 
 __all__ = ["METRICS", "MetricModels"]
 
-METRICS = ("drawn", "accuracy", "clip", "pickscore", "diversity", "distribution")
+METRICS = (
+    "drawn",
+    "accuracy",
+    "clip",
+    "pickscore",
+    "hps",
+    "diversity",
+    "drawn-distribution",
+    "distribution",
+)
 """In the order of their columns."""
 
 
@@ -14,5 +23,7 @@ class MetricModels:
 
     clip: str = "openai/clip-vit-large-patch14"
     pickscore: str = "yuvalkirstain/PickScore_v1"
+    hps: str = "adams-story/HPSv2-hf"
+    """HPSv2 as a CLIP model of transformers."""
     device: str = ""
     """Where they run; empty is the CPU."""

@@ -1,14 +1,15 @@
 """What a metric is: named columns, and numbers for a picture or for all pictures of a prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-__all__ = ["Better", "Column", "Metric", "Pixels", "Scores", "SeedMetric"]
+__all__ = ["Better", "Column", "Metric", "Pixels", "Scores", "SeedMetric", "SetMetric"]
 
+Features = Float[np.ndarray, "_ _"]
 Better = Literal["higher", "lower", "neither"]
 Pixels = UInt8[np.ndarray, "height width 3"]
 Scores = Mapping[str, float | None]
@@ -68,4 +69,40 @@ class SeedMetric(Protocol):
 
     def score(self, pictures: Sequence[Pixels]) -> Scores:
         """Numbers of a prompt, one per column."""
+        ...
+
+
+@runtime_checkable
+class SetMetric(Protocol):
+    """Scores all pictures of a setting together, against reference pictures, by features of each."""
+
+    @property
+    def name(self) -> str:
+        """By which it is asked for."""
+        ...
+
+    def key(self) -> str:
+        """Changes whenever the same picture would get other features; they are kept under it."""
+        ...
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What it gives."""
+        ...
+
+    def features(self, pixels: Pixels) -> Float[np.ndarray, " features"]:
+        """Features of one picture."""
+        ...
+
+    @property
+    def kept(self) -> bool:
+        """Features take long, so they are kept on disk."""
+        ...
+
+    def references(self) -> Iterator[Pixels]:
+        """What it holds pictures against."""
+        ...
+
+    def score(self, pictures: Features, references: Features) -> Scores:
+        """Numbers of a setting, one per column."""
         ...

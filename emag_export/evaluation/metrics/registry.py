@@ -2,21 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from emag_export.errors import InputError
 from emag_export.evaluation.metrics.accuracy import Accuracy
-from emag_export.evaluation.metrics.clip import ClipScore, PickScore
+from emag_export.evaluation.metrics.clip import ClipScore, HpsScore, PickScore
+from emag_export.evaluation.metrics.clip_distribution import ClipDistribution, reference_pictures
 from emag_export.evaluation.metrics.diversity import Diversity
 from emag_export.evaluation.metrics.drawn import Drawn
+from emag_export.evaluation.metrics.drawn_distribution import DrawnDistribution
 from emag_export.evaluation.metrics.names import METRICS, MetricModels
-from emag_export.evaluation.metrics.protocol import Column, Metric, SeedMetric
+from emag_export.evaluation.metrics.protocol import Column, Metric, SeedMetric, SetMetric
 from emag_export.evaluation.truth import Truth, require_scenes, truth_of
 from emag_export.labels import ClassLabels
 
 __all__ = ["Chosen", "choose_metrics", "quality_of"]
 
-_SCENES = ("drawn", "accuracy")
-_SINGLE = (*_SCENES, "clip", "pickscore")
+_SCENES = ("drawn", "accuracy", "drawn-distribution")
+_SINGLE = ("drawn", "accuracy", "clip", "pickscore", "hps")
+_OWN = ("drawn", "accuracy")
+"""Taken where prompts describe scenes and no metric is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +30,8 @@ class Chosen:
 
     pictures: tuple[Metric, ...]
     together: tuple[SeedMetric, ...]
-    sets: ClipScore | None = None
-    """Embeds pictures, where all of a setting are held against reference pictures."""
+    sets: SetMetric | None = None
+    """Holds all pictures of a setting against reference pictures."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -36,33 +41,58 @@ class Chosen:
 
 
 def choose_metrics(
-    names: Sequence[str] | None, prompts: Sequence[str], labels: ClassLabels | None, models: MetricModels
+    names: Sequence[str] | None,
+    prompts: Sequence[str],
+    labels: ClassLabels | None,
+    models: MetricModels,
+    reference: Path | None = None,
+    tuning: Sequence[str] = (),
 ) -> Chosen:
     """Metrics by name.
 
     Args:
         names: Of :data:`METRICS`; None takes all that need no weights and suit the prompts.
-        prompts: Of the evaluation.
+        prompts: That are reported.
         labels: Of the model; None where prompts are text.
         models: Weights.
+        reference: Folder of pictures, for the metric ``distribution``.
+        tuning: Prompts to tune on, which are measured too.
 
     Raises:
-        InputError: If there is no such metric, or a prompt describes nothing that it could measure.
+        InputError: If there is no such metric, a prompt describes nothing that it could measure, or a
+            metric and ``reference`` miss each other.
     """
     truth = truth_of(labels)
     if names is None:
-        readable = all(truth(prompt) is not None for prompt in prompts)
-        names = (*(_SCENES if readable else ()), "diversity")
+        readable = all(truth(prompt) is not None for prompt in (*prompts, *tuning))
+        names = (*(_OWN if readable else ()), "diversity")
     if unknown := [name for name in names if name not in METRICS]:
         raise InputError(f"there is no metric {unknown[0]!r} in `metrics`; there are {', '.join(METRICS)}")
     if any(name in _SCENES for name in names):
-        require_scenes(truth, prompts)
+        require_scenes(truth, (*prompts, *tuning))
     made = {name: _picture_metric(name, truth, labels, models) for name in _SINGLE if name in names}
     return Chosen(
         pictures=tuple(made.values()),
         together=(Diversity(),) if "diversity" in names else (),
-        sets=ClipScore(models.clip, device=models.device) if "distribution" in names else None,
+        sets=_sets(names, prompts, truth, models, reference),
     )
+
+
+def _sets(
+    names: Sequence[str], prompts: Sequence[str], truth: Truth, models: MetricModels, reference: Path | None
+) -> SetMetric | None:
+    if ("distribution" in names) != (reference is not None):
+        raise InputError(
+            "the metric distribution and `reference`, a folder of pictures, need each other; give both"
+        )
+    if reference is None:
+        return DrawnDistribution(truth, prompts) if "drawn-distribution" in names else None
+    if "drawn-distribution" in names:
+        raise InputError(
+            "distribution and drawn-distribution give the same columns; choose one of the two in `metrics`"
+        )
+    reference_pictures(reference)
+    return ClipDistribution(ClipScore(models.clip, device=models.device), reference)
 
 
 def _picture_metric(name: str, truth: Truth, labels: ClassLabels | None, models: MetricModels) -> Metric:
@@ -72,7 +102,9 @@ def _picture_metric(name: str, truth: Truth, labels: ClassLabels | None, models:
         return Accuracy(truth, classes=labels is not None)
     if name == "clip":
         return ClipScore(models.clip, device=models.device)
-    return PickScore(models.pickscore, device=models.device)
+    if name == "pickscore":
+        return PickScore(models.pickscore, device=models.device)
+    return HpsScore(models.hps, device=models.device)
 
 
 def quality_of(name: str | None, columns: Sequence[Column]) -> str:
@@ -89,6 +121,6 @@ def quality_of(name: str | None, columns: Sequence[Column]) -> str:
             f"`quality` is {name}, which these `metrics` do not give; choose from {', '.join(ranked)}"
             if ranked
             else "these `metrics` rank nothing: no prompt describes a scene of the small models; "
-            "add clip or pickscore"
+            "add clip, pickscore or hps"
         )
     return name

@@ -1,0 +1,80 @@
+"""All pictures of a setting against drawings of the same prompts, by features of the extractor."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from emag_export.evaluation.metrics.distribution import COLUMNS, set_scores
+from emag_export.evaluation.metrics.protocol import Features, Pixels, Scores
+from emag_export.evaluation.truth import ANY, Truth
+from emag_export.hashing import hash_file
+from emag_export.tiny_dit.classes import CLASSES, sample_class_scene
+from emag_export.tiny_sd3.scenes import draw, placed
+
+if TYPE_CHECKING:
+    from emag_export.evaluation.extractor.network import Extractor
+
+__all__ = ["DrawnDistribution"]
+
+_DRAWINGS = 1000
+"""References at least; every prompt has as many as another."""
+_SEED = 7
+
+
+class DrawnDistribution:
+    """Distances of sets in the space of the extractor, which knows the small models' pictures.
+
+    Args:
+        truth: Reads prompts.
+        prompts: What is drawn for comparison, at places and sizes that the words allow.
+    """
+
+    name = "drawn-distribution"
+    columns = COLUMNS
+    kept = False
+
+    def __init__(self, truth: Truth, prompts: Sequence[str]) -> None:
+        self._truth, self._prompts = truth, tuple(prompts)
+
+    @cached_property
+    def _extractor(self) -> "Extractor":
+        from emag_export.evaluation.extractor.network import load_extractor
+
+        return load_extractor()
+
+    def key(self) -> str:
+        """Changes with the extractor's weights."""
+        from emag_export.evaluation.extractor.network import WEIGHTS
+
+        return f"{self.name}-{hash_file(WEIGHTS)[:12]}"
+
+    def features(self, pixels: Pixels) -> Float[np.ndarray, " features"]:
+        """What the extractor sees."""
+        import torch
+
+        from emag_export.tiny_sd3.checker import to_canvas
+
+        image = torch.from_numpy(to_canvas(pixels)).permute(2, 0, 1)[None] * 2 - 1
+        made: np.ndarray = self._extractor(image)[0].numpy()
+        return made
+
+    def references(self) -> Iterator[Pixels]:
+        """Drawings of the prompts, the same every time."""
+        rng = np.random.default_rng(_SEED)
+        for _ in range(-(-_DRAWINGS // len(self._prompts))):
+            for prompt in self._prompts:
+                scene = self._truth(prompt)
+                if scene is not None and scene.background == ANY:
+                    (item,) = scene.items
+                    scene = sample_class_scene(CLASSES.index((item.colour, item.shape)), rng)
+                elif scene is not None:
+                    scene = placed(scene, rng)
+                if scene is not None:
+                    yield draw(scene)
+
+    def score(self, pictures: Features, references: Features) -> Scores:
+        """Numbers of a setting, one per column."""
+        return set_scores(pictures, references)
