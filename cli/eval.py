@@ -125,6 +125,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
     ),
     option("--clip-model", help=f"Folder or hub id. Default: {MetricModels.clip}."),
     option("--pickscore-model", help=f"Folder or hub id. Default: {MetricModels.pickscore}."),
+    option("--hps-model", help=f"Folder or hub id. Default: {MetricModels.hps}."),
 )
 @group(
     "Output",
@@ -189,7 +190,7 @@ def _asked(bundles: tuple[Path, ...], options: dict[str, Any]) -> "Evaluation":
     from emag_export.evaluation.prompts import read_prompt_file
 
     engine = engine_config(options)
-    given = {name: options[f"{name}_model"] for name in ("clip", "pickscore")}
+    given = {name: options[f"{name}_model"] for name in ("clip", "pickscore", "hps")}
     weights = {name: model for name, model in given.items() if model is not None}
     shared: Any = {name: options[name] for name in ("steps", "height", "width", "negative_prompt")}
     metrics = options["metrics"]

@@ -10,6 +10,7 @@ from cloup import option
 
 from emag_export.bundle import Bundle
 from emag_export.cli.console import out, print_json, progress_bar, quiet_libraries, status
+from emag_export.cli.grid import SHEET, Cell, grid_cells, write_sheet
 from emag_export.cli.options import (
     bundle_argument,
     cli_command,
@@ -66,6 +67,12 @@ __all__ = ["command", "generate_all"]
         metavar="N",
         help="Every N steps, write what is seen so far into the folder previews/ beside the picture.",
     ),
+    option(
+        "--grid",
+        metavar="METHODS",
+        help="Draw every picture by each of these, as cfg,emag,emag+apg (all: eval --help), and lay them out "
+        "in OUTPUT/grid.png.",
+    ),
     option("--overwrite", is_flag=True, help="Replace pictures that were made from other parameters."),
     json_option("Print a record per picture, for scripts."),
 )
@@ -77,11 +84,18 @@ def command(bundle: Path, output: Path, like: Path | None, variant: Variant | No
     """
     opened = Bundle(bundle)
     requests = _requests(opened, like, variant, options)
+    cells: list[Cell] = []
+    if options["grid"] is not None:
+        if output.suffix.lower() == ".png":
+            raise InputError(f"{output} is a picture, and a grid is a folder of them; give one as `output`")
+        scales = (options["guidance_scale"], options["emag_scale"])
+        cells = grid_cells(opened, requests, options["grid"], scales)
+        requests = [request for _, request, _ in cells]
     for request in requests:
         check_prompts(opened, request)
-    for request in requests[:1]:
+    for request in {request.guidance.name: request for request in requests}.values():
         plan_request(opened, request)
-    paths = _targets(output, requests)
+    paths = [output / path for *_, path in cells] or _targets(output, requests)
     todo = _unfinished(output, paths, requests, opened, overwrite=options["overwrite"])
     if todo:
         with status.status("loading engines …"):
@@ -94,11 +108,14 @@ def command(bundle: Path, output: Path, like: Path | None, variant: Variant | No
             batch_size=options["batch_size"],
             previews=options["previews"],
         )
+    drawn = write_sheet(cells, output) if cells else None
     if options["as_json"]:
         print_json([{"path": str(p), **asdict(r)} for p, r in zip(paths, requests, strict=True)])
         return
     for index, path in enumerate(paths):
         out.print(str(path) + ("" if index in todo else " (already there)"), markup=False)
+    if drawn is not None:
+        out.print(str(drawn), markup=False)
 
 
 def _requests(
@@ -156,7 +173,7 @@ def _unfinished(
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{existing} cannot be written to; give another place as `output`")
     if output.is_dir() and not overwrite:
-        expected = {*paths, output / PREVIEWS}
+        expected = {*paths, *(path.parent for path in paths), output / PREVIEWS, output / SHEET}
         if foreign := [path for path in sorted(output.iterdir()) if path not in expected]:
             raise InputError(
                 f"{output} is not empty ({foreign[0].name}); give another folder, or add `overwrite`"
@@ -193,7 +210,7 @@ def generate_all(
 
     Args:
         bundle: To run.
-        requests: May differ in prompt, negative prompt and seed only.
+        requests: Those that differ in prompt, negative prompt and seed only share calls.
         paths: One PNG per request.
         engine: How components are opened.
         batch_size: Pictures per engine call.
@@ -205,13 +222,13 @@ def generate_all(
     from emag_export.runtime.pipeline import Pipeline
 
     save_previews = preview_saver(bundle, previews)
-    batches = range(0, len(requests), batch_size)
+    batches = _batches(requests, batch_size)
     with (
         Pipeline(bundle, open_backend(engine, bundle)) as pipeline,
-        progress_bar("generating", len(batches) * requests[0].steps) as progress,
+        progress_bar("generating", sum(requests[batch.start].steps for batch in batches)) as progress,
     ):
-        for start in batches:
-            prepared = pipeline.prepare(requests[start : start + batch_size])
+        for batch in batches:
+            prepared = pipeline.prepare(requests[batch])
             for request, cut in zip(prepared.requests, prepared.cut, strict=True):
                 if cut:
                     status.print(
@@ -221,9 +238,25 @@ def generate_all(
                     )
             latents = prepared.latents
             for step in pipeline.denoise(prepared):
-                save_previews(step, paths[start : start + batch_size])
+                save_previews(step, paths[batch])
                 latents = step.latents
                 progress.advance(progress.task_ids[0])
             pictures = pipeline.decode(latents)
-            for pixels, request, path in zip(pictures, prepared.requests, paths[start:], strict=False):
+            for pixels, request, path in zip(pictures, prepared.requests, paths[batch], strict=True):
                 save_picture(make_picture(pixels, bundle, request, pipeline.denoiser.name), path)
+
+
+def _batches(requests: Sequence[GenerationRequest], size: int) -> list[slice]:
+    """Neighbours that share calls, so many at a time."""
+    found: list[slice] = []
+    own = ("prompt", "negative_prompt", "seed")
+    alike = [
+        {name: value for name, value in vars(request).items() if name not in own} for request in requests
+    ]
+    for index, request in enumerate(alike):
+        last = found[-1] if found else None
+        if last is not None and index - last.start < size and alike[last.start] == request:
+            found[-1] = slice(last.start, index + 1)
+        else:
+            found.append(slice(index, index + 1))
+    return found
