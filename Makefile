@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test rehearsal serving soak gpu gpu-dry full-size lint typecheck format bench bench-serving tables
-.PHONY: accuracy clean distclean
+.PHONY: eval accuracy clean distclean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-serving: $(STAMP)  ## Load three servers in turn: ours, ours one request a
 
 tables: $(STAMP)  ## Write the tables of README and docs from the results
 	$(BIN)/python -m benchmarks.render
+
+eval: $(STAMP)  ## What every guidance does to the pictures of the embedded models (half an hour)
+	$(BIN)/python -m benchmarks.evidence
 
 accuracy: $(STAMP)  ## Measure how well guided pictures follow their prompts
 	$(BIN)/python -m benchmarks.prompt_accuracy

@@ -7,10 +7,12 @@ replaced. Nothing is measured here. A test renders them again and compares.
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, targets
+from benchmarks.evidence.tables import evidence_tables
 from benchmarks.results import FOLDER, load_results
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import soak
@@ -252,6 +254,10 @@ def _soak() -> str:
     return _table(headers, [cells])
 
 
+def _evidence(made: Callable[[], tuple[list[str], list[list[str]]]]) -> str:
+    return _table(*made())
+
+
 def _peak(peak: Mapping[str, int | None]) -> list[str]:
     """Own and mapped; both together where a row is older than telling them apart."""
     own, mapped = peak["own"], peak["mapped"]
@@ -275,6 +281,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "fusion": _fusion,
     "serving": _serving,
     "soak": _soak,
+    **{name: partial(_evidence, made) for name, made in evidence_tables().items()},
 }
 """Name in a marker to the table."""
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, render, targets
+from benchmarks.evidence import __main__ as evidence
+from benchmarks.evidence.suites import SUITES
 from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import soak
@@ -19,7 +21,15 @@ AXES: dict[str, Callable[[], dict[str, Any]]] = {
     "full-size.json": full_size.axes,
     "fusion.json": fusion.axes,
     "golden_errors.json": golden_errors.axes,
-    **{f"{model}.json": partial(prompt_accuracy.axes, model) for model in prompt_accuracy.SUBJECTS},
+    **{
+        f"prompt_accuracy/{model}.json": partial(prompt_accuracy.axes, model)
+        for model in prompt_accuracy.SUBJECTS
+    },
+    **{
+        evidence.results_file(name, tuned=tuned).relative_to(FOLDER).as_posix(): partial(evidence.axes, name)
+        for name in SUITES
+        for tuned in (False, True)
+    },
     "bench": targets.axes,
     "serving": serving.axes,
     "soak.json": soak.axes,
@@ -68,7 +78,7 @@ def test_results_say_where_they_come_from(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_results_have_the_axes_that_the_code_measures(path: Path) -> None:
-    axes = AXES.get(path.name) or AXES.get(path.parent.name)
+    axes = AXES.get(path.relative_to(FOLDER).as_posix()) or AXES.get(path.parent.name)
     if axes is None:
         assert path.name in ("memory.json",), "say what this file varies"
         return
