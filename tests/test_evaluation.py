@@ -15,13 +15,14 @@ from PIL import Image
 
 from emag_export.bundle import Bundle
 from emag_export.errors import InputError
-from emag_export.evaluation.methods import METHODS, Setting, methods_named, settings_of
+from emag_export.evaluation.methods import METHODS, methods_named
 from emag_export.evaluation.metrics.protocol import Column
 from emag_export.evaluation.plots import pareto_front
 from emag_export.evaluation.prompts import read_prompt_file, require_disjoint
 from emag_export.evaluation.report import write_report
 from emag_export.evaluation.results import Results, summarise
 from emag_export.evaluation.scoring import PictureScores, ScoreStore
+from emag_export.evaluation.settings import Setting, settings_of
 from emag_export.evaluation.sweep import GRID, candidates, choose, sweep_record
 from emag_export.evaluation.trials import Trials
 from emag_export.kinds import Variant
@@ -48,6 +49,10 @@ class Double(Bundle):
         return SimpleNamespace(guidance_scale=4.0, apg_scale=10.0, emag_scale=1.5)
 
 
+OWN = tuple(name for name, method in METHODS.items() if method.variant is None)
+"""Methods that run with any variant."""
+
+
 def setting(method: str, scale: float | None = 4.0, emag_scale: float | None = None) -> Setting:
     variant = Variant.EMAG_Q if METHODS[method].perturbed else None
     return Setting(method=method, variant=variant, scale=scale, emag_scale=emag_scale)
@@ -64,7 +69,7 @@ def measured(of: Setting, values: Sequence[float | None], column: str = "iou") -
 def test_every_method_draws(tiny_bundle: Path) -> None:
     """The plan of each fits the model, and unguided pictures cost half of guided ones."""
     bundle = Bundle(tiny_bundle)
-    settings = settings_of(list(METHODS), [bundle])
+    settings = settings_of(OWN, [bundle])
     trials = Trials(
         bundle=bundle,
         output=Path(),
@@ -73,13 +78,58 @@ def test_every_method_draws(tiny_bundle: Path) -> None:
         seeds=3,
         keywords={"steps": 28},
     )
-    assert trials.check() == len(METHODS) * 2 * 3
+    assert trials.check() == len(OWN) * 2 * 3
     cost = {of.method: trials.cost(of) for of in settings}
     assert (cost["none"], cost["cfg"]) == (0.5, 1.0)
     assert cost["cfg-zero-star"] == pytest.approx(1 - 1 / 56)
     assert (
         cost["emag"] == pytest.approx(1.225) and cost["cfg+interval"] < cost["emag+interval"] < cost["emag"]
     )
+
+
+def test_a_method_may_name_a_variant_and_options() -> None:
+    text = "cfg, emag@emag-q[emag-blocks=4,5 emag_strength=0.5],emag[random-blocks=1],cfg"
+    names = methods_named(text)
+    assert names == ("cfg", "emag@emag-q[emag-blocks=4,5 emag_strength=0.5]", "emag[random-blocks=1]")
+    bundles = [Double(Variant.EMAG_Q), Double(Variant.SKIP)]
+    settings = settings_of((*names, "slg", "s2"), bundles)
+    assert [(of.method[:6], of.variant) for of in settings] == [
+        ("cfg", None),
+        ("emag@e", "emag-q"),
+        ("emag[r", "emag-q"),
+        ("emag[r", "skip"),
+        ("slg", "skip"),
+        ("s2", "skip"),
+    ]
+    assert settings[1].keywords["emag_blocks"] == (4, 5) and settings[1].keywords["emag_strength"] == 0.5
+    assert settings[1].folder == "emag_emag-q_emag-blocks=4,5_emag_strength=0.5-emag-q-w4-s1.5"
+    assert len({of.folder for of in settings}) == len({of.label for of in settings}) == len(settings)
+    assert settings[-1].keywords["random_blocks"] == 1
+    assert settings[-1].label == "s2, w 4, s 1.5" and settings[3].series == "emag[random-blocks=1] (skip)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cfg@skip", "cfg of `methods` does not run with the variant skip"),
+        ("pag@skip", "pag of `methods` does not run with the variant skip"),
+        ("emag@blurr", "`methods`"),
+        ("emag[strength=1]", "'strength=1' in `methods` is no option; write one of guidance_interval, "),
+        ("emag[emag-scale=2]", "is no option"),
+        ("emag[emag-start=2.5]", "`emag_start` is '2.5'; write a number"),
+        ("cfg[guidance-interval=0.5]", "is of the wrong kind"),
+        ("emag[", r"`methods` cannot be read from 'emag\[' on"),
+        ("emagg[tcfg=true]", "there is no method 'emagg' in `methods`"),
+    ],
+)
+def test_a_method_that_does_not_exist_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        methods_named(text)
+
+
+def test_a_method_without_its_variant_is_refused() -> None:
+    with pytest.raises(InputError, match="pag of `methods` runs with the variant identity, and no bundle"):
+        settings_of(("cfg", "pag"), [Double(Variant.EMAG_Q)])
 
 
 def test_trials_share_noise_between_methods_and_not_between_prompts(tiny_bundle: Path) -> None:
@@ -123,8 +173,8 @@ def test_methods_with_a_negative_run_with_every_variant() -> None:
 
 def test_names_of_methods_are_checked() -> None:
     assert methods_named("cfg, emag,cfg") == ("cfg", "emag")
-    with pytest.raises(InputError, match="no method 'pag' in `methods`; there are none, cfg, emag"):
-        methods_named("cfg,pag")
+    with pytest.raises(InputError, match="no method 'pig' in `methods`; there are none, cfg, emag"):
+        methods_named("cfg,pig")
     with pytest.raises(InputError, match="`methods` names none"):
         methods_named(" , ")
 

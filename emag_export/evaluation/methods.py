@@ -1,16 +1,19 @@
-"""The methods that can be compared, by name, and the settings at which each is run."""
+"""Ways to guide that can be compared, by name; options may stand behind it, as in ``emag[tcfg=true]``."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
+from typing import cast
 
-from emag_export.bundle import Bundle
 from emag_export.errors import InputError
-from emag_export.kinds import Variant
+from emag_export.kinds import Variant, member
 from emag_export.runtime.guidance.rules import GUIDANCES
-from emag_export.runtime.keywords import SamplingKeywords
+from emag_export.runtime.keyword_text import keyword_fits, keyword_from
+from emag_export.runtime.keywords import SAMPLING_KEYWORDS, SamplingKeywords
 
-__all__ = ["METHODS", "Method", "Setting", "bundle_for", "methods_named", "settings_of"]
+__all__ = ["METHODS", "Method", "method_named", "methods_named"]
 
 _NEVER = (1e-9, 1e-9)
 """An interval without any step, so that no unconditional row is sent and nothing is paid for it."""
@@ -18,6 +21,10 @@ _INTERVAL = (0.2, 0.8)
 """The middle of a run, as in the table of docs/guidance.md."""
 _RESCALE = 0.7
 """phi of arXiv:2305.08891, section 3.4."""
+_FIXED = ("guidance", "guidance_scale", "emag_scale", "steps", "height", "width", "seed", "negative_prompt")
+"""Keywords that are not a method's: its rule, the scales, and what all methods share."""
+_LIST = re.compile(r"\s*([^,\[\]]+(?:\[[^\]]*\])?)\s*(?:,|$)")
+_ONE = re.compile(r"(?P<name>[^@\[\]]+)(?:@(?P<variant>[^@\[\]]+))?(?:\[(?P<options>[^\]]*)\])?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +35,30 @@ class Method:
     """What makes it, scales aside."""
     scaled: bool = True
     """It has a guidance scale w."""
+    variant: Variant | None = None
+    """It runs with bundles of this variant alone; None is all of them."""
     summary: str
 
     @property
     def perturbed(self) -> bool:
         """It steers away from a hard negative, so that it has a scale s and depends on the variant."""
         return GUIDANCES[self.keywords["guidance"] or ""].perturbed
+
+
+_EVERY_STEP: SamplingKeywords = {
+    "emag_start": 250, "emag_delta": 0, "emag_stop": 0, "emag_unit": "250ths"
+}  # fmt: skip
+_NEGATIVES: Mapping[str, Method] = {
+    "pag": Method(keywords={"guidance": "emag"}, variant=Variant.IDENTITY, summary="identity maps"),
+    "seg": Method(keywords={"guidance": "emag"}, variant=Variant.BLUR_QUERY, summary="blurred queries"),
+    "slg": Method(keywords={"guidance": "emag"}, variant=Variant.SKIP, summary="blocks left out"),
+    "s2": Method(
+        keywords={"guidance": "emag", "random_blocks": 1, **_EVERY_STEP},
+        variant=Variant.SKIP,
+        summary="a block left out in every step, another one each time",
+    ),
+}
+"""Published methods that are one variant each; ``emag`` runs with every variant that there is a bundle of."""
 
 
 def _table() -> dict[str, Method]:
@@ -55,6 +80,7 @@ def _table() -> dict[str, Method]:
         ),
         "cfg-zero-star": Method(keywords={"guidance": "cfg", "cfg_zero_star": True}, summary="CFG-Zero*"),
         "tcfg": Method(keywords={"guidance": "cfg", "tcfg": True}, summary="tangential damping"),
+        **_NEGATIVES,
         "emag+interval": Method(
             keywords={"guidance": "emag", "guidance_interval": _INTERVAL}, summary=f"emag, w {interval}"
         ),
@@ -68,99 +94,62 @@ METHODS: Mapping[str, Method] = MappingProxyType(_table())
 """Every method. ``emag`` in a name stands for the hard negative of the bundle, whatever its variant is."""
 
 
-def methods_named(text: str) -> tuple[str, ...]:
-    """Names in a list with commas, each once.
-
-    Raises:
-        InputError: If one does not exist, or there is none.
-    """
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if unknown := [name for name in names if name not in METHODS]:
-        raise InputError(f"there is no method {unknown[0]!r} in `methods`; there are {', '.join(METHODS)}")
-    if not names:
-        raise InputError(f"`methods` names none; there are {', '.join(METHODS)}")
-    return names
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A method at its scales, with one variant of the model."""
-
-    method: str
-    variant: Variant | None
-    """None where there is no perturbed row, so that every variant draws the same."""
-    scale: float | None
-    """w; None where the method has none."""
-    emag_scale: float | None
-    """s; None where the method has none."""
-
-    @property
-    def series(self) -> str:
-        """Method and variant, for people."""
-        return self.method if self.variant is None else f"{self.method} ({self.variant})"
-
-    @property
-    def label(self) -> str:
-        """Everything, for people: ``emag (emag-q), w 7, s 1.5``."""
-        scales = {"w": self.scale, "s": self.emag_scale}
-        return ", ".join([self.series, *(f"{n} {v:g}" for n, v in scales.items() if v is not None)])
-
-    @property
-    def folder(self) -> str:
-        """Everything, as the name of a folder."""
-        scales = {"w": self.scale, "s": self.emag_scale}
-        variant = [] if self.variant is None else [str(self.variant)]
-        return "-".join([self.method, *variant, *(f"{n}{v:g}" for n, v in scales.items() if v is not None)])
-
-    @property
-    def keywords(self) -> SamplingKeywords:
-        """What makes its pictures."""
-        words: SamplingKeywords = {**METHODS[self.method].keywords}
-        if self.scale is not None:
-            words["guidance_scale"] = self.scale
-        if self.emag_scale is not None:
-            words["emag_scale"] = self.emag_scale
-        return words
-
-
-def bundle_for(setting: Setting, bundles: Sequence[Bundle]) -> Bundle:
-    """The bundle that draws a setting: that of its variant, the first where any will do."""
-    return next(
-        bundle for bundle in bundles if setting.variant is None or bundle.contract.variant == setting.variant
-    )
-
-
-def settings_of(
-    names: Sequence[str],
-    bundles: Sequence[Bundle],
-    scales: Sequence[float] = (),
-    emag_scales: Sequence[float] = (),
-) -> list[Setting]:
-    """All settings that are to be compared: methods, variants and scales.
+@cache
+def method_named(text: str) -> Method:
+    """A method by its name, and what is written behind it.
 
     Args:
-        names: Keys of :data:`METHODS`.
-        bundles: Variants of one model. Methods without a perturbed row run with the first alone.
-        scales: w of every method that has one; none is the bundle's own.
-        emag_scales: s, likewise.
+        text: A key of :data:`METHODS`; ``@VARIANT`` behind it runs it with one variant alone, and options in
+            brackets set sampling keywords: ``emag@emag-q[emag-blocks=4,5 emag-strength=0.5]``.
+
+    Raises:
+        InputError: If a name, variant or option does not exist, or a value is of the wrong kind.
     """
-    return [setting for name in names for setting in _settings(name, bundles, scales, emag_scales)]
+    match = _ONE.fullmatch(text)
+    if match is None or match["name"] not in METHODS:
+        name = text if match is None else match["name"]
+        raise InputError(f"there is no method {name!r} in `methods`; there are {', '.join(METHODS)}")
+    method = METHODS[match["name"]]
+    if match["variant"] is not None:
+        variant = member(Variant, match["variant"], "`methods`")
+        if not method.perturbed or method.variant not in (None, variant):
+            raise InputError(f"{match['name']} of `methods` does not run with the variant {variant}")
+        method = replace(method, variant=variant)
+    if match["options"]:
+        words = dict(_option(option) for option in match["options"].split())
+        keywords = cast("SamplingKeywords", {**method.keywords, **words})
+        method = replace(method, keywords=keywords, summary=f"{method.summary}; {match['options']}")
+    return method
 
 
-def _settings(
-    name: str, bundles: Sequence[Bundle], scales: Sequence[float], emag_scales: Sequence[float]
-) -> Iterator[Setting]:
-    method = METHODS[name]
-    for bundle in bundles if method.perturbed else bundles[:1]:
-        defaults = bundle.defaults
-        own = defaults.apg_scale if GUIDANCES[method.keywords["guidance"] or ""].apg else None
-        first: Sequence[float | None] = scales or [defaults.guidance_scale if own is None else own]
-        second: Sequence[float | None] = emag_scales or [defaults.emag_scale]
-        for scale in first if method.scaled else [None]:
-            for emag_scale in second if method.perturbed else [None]:
-                yield Setting(
-                    method=name,
-                    variant=bundle.contract.variant if method.perturbed else None,
-                    scale=scale,
-                    emag_scale=emag_scale,
-                )
+def _option(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    name = name.replace("-", "_")
+    if name not in SAMPLING_KEYWORDS or name in _FIXED or not value:
+        known = ", ".join(word for word in SAMPLING_KEYWORDS if word not in _FIXED)
+        raise InputError(f"{text!r} in `methods` is no option; write one of {known}, as emag_strength=0.5")
+    found = keyword_from(name, value)
+    if not keyword_fits(name, found):
+        raise InputError(f"{text!r} in `methods` is of the wrong kind")
+    return name, tuple(found) if isinstance(found, list) else found
+
+
+def methods_named(text: str) -> tuple[str, ...]:
+    """Methods in a list with commas, each once; commas inside brackets do not count.
+
+    Raises:
+        InputError: As :func:`method_named`, or if there is none.
+    """
+    names, place = [], 0
+    text = text.strip().rstrip(",")
+    while place < len(text):
+        match = _LIST.match(text, place)
+        if match is None:
+            raise InputError(f"`methods` cannot be read from {text[place:]!r} on; write cfg,emag[tcfg=true]")
+        names.append(match[1].strip())
+        place = match.end()
+    if not names:
+        raise InputError(f"`methods` names none; there are {', '.join(METHODS)}")
+    for name in names:
+        method_named(name)
+    return tuple(dict.fromkeys(names))

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from emag_export.evaluation.methods import Setting
 from emag_export.evaluation.scoring import rounded
+from emag_export.evaluation.settings import Setting
 from emag_export.evaluation.trials import Trials
 from emag_export.hashing import hash_json
 from emag_export.runtime.pipeline import Pipeline

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from emag_export.evaluation.methods import METHODS, Setting
+from emag_export.evaluation.methods import method_named
 from emag_export.evaluation.metrics.protocol import Column
 from emag_export.evaluation.scoring import PictureScores
+from emag_export.evaluation.settings import Setting
 
 __all__ = ["GRID", "candidates", "choose", "sweep_record"]
 
@@ -29,7 +30,7 @@ def candidates(setting: Setting) -> list[Setting]:
     Args:
         setting: At the model's own scales.
     """
-    method = METHODS[setting.method]
+    method = method_named(setting.method)
     if method.scaled and method.perturbed:
         return [
             replace(setting, scale=_at(setting.scale, w), emag_scale=_at(setting.emag_scale, s))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emag_export.bundle import Bundle
 from emag_export.errors import EmagError, InputError
-from emag_export.evaluation.methods import Setting
+from emag_export.evaluation.settings import Setting
 from emag_export.runtime.keywords import SamplingKeywords, request_for
 from emag_export.runtime.request import any_prompt, check_prompts, plan_request
 from emag_export.serve.batch.plan import PICTURES, Item

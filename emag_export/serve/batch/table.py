@@ -8,21 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from emag_export.errors import InputError
+from emag_export.runtime.keyword_text import LISTS, keyword_fits, keyword_from
 from emag_export.runtime.keywords import SAMPLING_KEYWORDS
 
 __all__ = ["INDEX_COLUMNS", "Row", "read_table"]
 
 INDEX_COLUMNS = ("row", "image", "path", "sha256")
 """Columns that an index adds, so that a table may not have them."""
-
-_INTEGERS = (
-    *("steps", "height", "width", "seed", "emag_start", "emag_delta", "emag_stop"),
-    *("cfg_zero_init", "guided_channels", "random_blocks"),
-)
-_NUMBERS = ("guidance_scale", "emag_scale", "emag_beta", "emag_strength", "cfg_rescale", "blur_sigma")
-_SWITCHES = ("cfg_zero_star", "tcfg")
-_LISTS: Mapping[str, type] = {"emag_blocks": int, "guidance_interval": float}
-_TEXTS = ("guidance", "negative_prompt", "emag_unit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,25 +70,10 @@ def _csv_lines(path: Path) -> Iterator[Mapping[str, Any]]:
         for number, fields in enumerate(csv.DictReader(file)):
             if None in fields or None in fields.values():
                 raise InputError(f"row {number} has more or fewer cells than the heading; quote its commas")
-            yield {name: _typed(number, name, text) for name, text in fields.items() if text}
-
-
-def _typed(number: int, name: str, text: str) -> Any:
-    """A cell of a table that knows text only."""
-    try:
-        if name in _INTEGERS:
-            return int(text)
-        if name in _NUMBERS:
-            return float(text)
-        if name in _LISTS:
-            return [_LISTS[name](item) for item in text.replace(",", " ").split()]
-    except ValueError as error:
-        raise InputError(f"row {number}: `{name}` is {text!r}; write a number") from error
-    if name in _SWITCHES:
-        if text.lower() not in ("true", "false"):
-            raise InputError(f"row {number}: `{name}` is {text!r}; write true or false")
-        return text.lower() == "true"
-    return text
+            try:
+                yield {name: keyword_from(name, text) for name, text in fields.items() if text}
+            except InputError as error:
+                raise InputError(f"row {number}: {error.message}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -123,25 +100,9 @@ def _row(number: int, fields: Mapping[str, Any]) -> Row:
         raise InputError(f"row {number} has a column {taken[0]}, which the index needs itself; rename it")
     keywords = {name: fields[name] for name in SAMPLING_KEYWORDS if name in fields}
     for name, value in keywords.items():
-        if not _fits(name, value):
+        if not keyword_fits(name, value):
             raise InputError(f"row {number}: `{name}` is {value!r}, which is of the wrong kind")
-    for name in keywords.keys() & _LISTS:
+    for name in keywords.keys() & LISTS:
         keywords[name] = tuple(keywords[name])
     others = {name: value for name, value in fields.items() if name != "prompt" and name not in keywords}
     return Row(number=number, prompt=prompt, keywords=keywords, others=others)
-
-
-def _fits(name: str, value: Any) -> bool:
-    if isinstance(value, bool) or name in _SWITCHES:
-        return isinstance(value, bool) and name in _SWITCHES
-    if name in _INTEGERS:
-        return isinstance(value, int)
-    if name in _NUMBERS:
-        return isinstance(value, int | float)
-    if name in _TEXTS:
-        return isinstance(value, str)
-    if not isinstance(value, list):
-        return False
-    if name == "guidance_interval":
-        return len(value) == 2 and all(type(end) in (int, float) for end in value)
-    return all(type(block) is int for block in value)
