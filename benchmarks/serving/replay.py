@@ -1,15 +1,16 @@
 """The scheduler on a virtual clock: held against what was measured, and for machines that are not here."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from math import prod
-from statistics import median
+from statistics import linear_regression, median
 from typing import Any
 
 from benchmarks.serving.measure import CFG, INFINITE, MIXED, SATURATED, SATURATED_CFG, summary
 from benchmarks.serving.servers import ALONE, TOGETHER
 from benchmarks.serving.simulation import Machine, simulate
-from benchmarks.serving.traffic import STEPS, Arrival, poisson
+from benchmarks.serving.traffic import Arrival, poisson
 from emag_export.bundle import Bundle
 from emag_export.errors import InputError
 from emag_export.runtime.batching.banks import Room
@@ -43,13 +44,13 @@ def replay(bundle: Bundle, found: Mapping[str, Any]) -> list[dict[str, Any]]:
         bundle: That was served.
         found: Of ``measure``.
     """
-    table, plan_of = stored_table(bundle), _plans(bundle)
-    longest = Arrival(at=0, seed=0, steps=max(STEPS), guidance="cfg", prompt="-")
-    outside = found["lone_seconds"][str(longest.steps)] - table.run_seconds(plan_of(longest))
+    plan_of = _plans(bundle)
+    lone = {int(steps): seconds for steps, seconds in found["lone_seconds"].items()}
+    table, outside = _calibrated(stored_table(bundle), lone, plan_of)
     rooms = {ALONE: Room(per_call=1, live=1), TOGETHER: _room(bundle, table)}
     rows = []
     for server, room in rooms.items():
-        machine = Machine(table=table, room=room, picture_seconds=max(0.0, outside), beside=False)
+        machine = Machine(table=table, room=room, picture_seconds=outside, beside=False)
         for load, guidances in _LOADS.items():
             real = [row for row in found["rows"] if (row["load"], row["server"]) == (load, server)]
             virtual = []
@@ -67,6 +68,21 @@ def replay(bundle: Bundle, found: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _calibrated(
+    table: CallTimes, lone: Mapping[int, float], plan_of: Callable[[Arrival], Plan]
+) -> tuple[CallTimes, float]:
+    """The table at the speed that the machine had when it was loaded, and a picture's seconds outside calls.
+
+    A server measures its table once, at its start; a shared machine is faster or slower half an hour later.
+    Requests that were alone tell both: their seconds are a straight line over their steps.
+    """
+    arrivals = [Arrival(at=0, seed=0, steps=steps, guidance="cfg", prompt="-") for steps in lone]
+    inside = [table.run_seconds(plan_of(one)) for one in arrivals]
+    speed, outside = linear_regression(inside, list(lone.values()))
+    times = tuple(replace(row, seconds=row.seconds * speed) for row in table.times)
+    return replace(table, times=times), max(0.0, outside)
 
 
 def extrapolate(
