@@ -93,6 +93,7 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
                 methods=(rule, f"emag+{rule}"),
                 prompts="scenes",
                 baseline=rule,
+                probes=0,
                 summary=f"does EMAG add something to {rule.upper()}?",
             )
             for rule in ("apg", "cads")

@@ -117,7 +117,8 @@ def evidence_tables() -> dict[str, Callable[[], Table]]:
     found: dict[str, Callable[[], Table]] = {"evidence": headline}
     for name, suite in SUITES.items():
         found[f"evidence-{name}"] = partial(settings, name)
-        found[f"evidence-{name}-contrast"] = partial(contrast, name)
+        if suite.probes:
+            found[f"evidence-{name}-contrast"] = partial(contrast, name)
         if suite.tuned:
             found[f"evidence-{name}-tuned"] = partial(settings, name, tuned=True)
             found[f"evidence-{name}-sweep"] = partial(tuning, name)
