@@ -122,6 +122,23 @@ def test_every_setting_is_sent(opened: Open) -> None:
     ]
 
 
+def test_a_window_in_steps_and_random_blocks_are_sent(opened: Open) -> None:
+    playground = opened().fill(Seed=3, Steps=6)
+    playground.page.get_by_text("More settings").click()
+    playground.field("Counted in").select_option("steps")
+    playground.fill(Start=5, Delay=1, Stop=0, Random_blocks=1)
+    playground.generate()
+    (emag,) = [body["emag"] for body in playground.sent() if body["emag"]["guidance"] == "emag"]
+    assert {name: emag[name] for name in ("unit", "start", "delta", "stop", "random_blocks")} == {
+        "unit": "steps",
+        "start": 5,
+        "delta": 1,
+        "stop": 0,
+        "random_blocks": 1,
+    }
+    assert "blocks" not in emag and "blur_sigma" not in emag
+
+
 def test_the_gallery_brings_back_a_run(opened: Open) -> None:
     playground = opened()
     shown = {}

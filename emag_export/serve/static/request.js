@@ -1,7 +1,7 @@
 // From what the form says to the body of a request.
 
 const LARGEST_SEED = 2n ** 63n - 1n;
-const EMAG_NUMBERS = ["scale", "beta", "start", "delta", "stop", "strength"];
+const EMAG_NUMBERS = ["scale", "beta", "start", "delta", "stop", "strength", "random_blocks", "blur_sigma"];
 const GUIDANCE_NUMBERS = ["cfg_rescale", "cfg_zero_init", "guided_channels"];
 const QUEUE_NUMBERS = ["priority", "deadline"];
 
@@ -44,7 +44,13 @@ export function requestBody(values, guidance) {
       cfg_zero_star: values["emag.cfg_zero_star"] === "true" || undefined,
       tcfg: values["emag.tcfg"] === "true" || undefined,
       ...emag(GUIDANCE_NUMBERS),
-      ...(usesEmag(guidance) ? { ...emag(EMAG_NUMBERS), blocks: blocks.length ? blocks : undefined } : {}),
+      ...(usesEmag(guidance)
+        ? {
+            ...emag(EMAG_NUMBERS),
+            unit: values["emag.unit"] || undefined,
+            blocks: blocks.length ? blocks : undefined,
+          }
+        : {}),
       ...emag(QUEUE_NUMBERS),
     }),
   });
