@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.ndimage import gaussian_filter
 
 from emag_export.errors import InputError
@@ -54,8 +53,7 @@ def test_the_extractor_sees_what_is_drawn() -> None:
 
 def test_its_training_lowers_the_loss() -> None:
     batch = make_batch(np.random.default_rng(9), 64)
-    with torch.no_grad():
-        before, after = (float(loss_of(train(steps, 32, seed=1), batch)) for steps in (1, 25))
+    before, after = (float(loss_of(train(steps, 32, seed=1), batch).detach()) for steps in (2, 30))
     assert after < 0.8 * before
 
 

@@ -19,7 +19,7 @@ from emag_export.evaluation.methods import METHODS, methods_named
 from emag_export.evaluation.metrics.protocol import Column
 from emag_export.evaluation.plots import pareto_front
 from emag_export.evaluation.prompts import read_prompt_file, require_disjoint
-from emag_export.evaluation.report import write_report
+from emag_export.evaluation.report import most_telling, write_report
 from emag_export.evaluation.results import Results, summarise
 from emag_export.evaluation.scoring import PictureScores, ScoreStore
 from emag_export.evaluation.settings import Setting, settings_of
@@ -322,7 +322,10 @@ def test_a_report_says_the_same_in_numbers_and_pictures(tmp_path: Path) -> None:
     page = written[2].read_text("utf-8")
     assert "&lt;small&gt;" in page and "$" not in page
     embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert base64.b64decode(embedded[0]) == written[1].read_bytes() and len(embedded) == 3
+    assert base64.b64decode(embedded[0]) == written[1].read_bytes() and len(embedded) == 4
+    assert most_telling(results) == 0 and base64.b64decode(embedded[1]) == written[3].read_bytes()
+    apart = replace(rows[1], values={"iou": (0.6, 0.9)})
+    assert most_telling(replace(results, settings=(rows[0], apart))) == 1
     with Image.open(written[3]) as sheet:
         assert sheet.width >= 2 * 128 and sheet.height >= 2 * 128
         assert (np.asarray(sheet) == (40, 90, 10)).all(-1).sum() == 2 * 128 * 128

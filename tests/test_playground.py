@@ -106,22 +106,14 @@ def test_every_control_has_a_name_that_is_read_out(page: Page) -> None:
     assert unnamed == []
 
 
-API_ONLY = {"emag.unit", "emag.blur_sigma", "emag.random_blocks"}
-"""Settings of single kinds of negatives that the page leaves to the API."""
-
-
 def test_every_field_of_the_api_can_be_set(page: Page) -> None:
     scripts = files(".js")
     top = set(GenerationBody.model_fields) - FIXED - {"emag"}
     inner = {f"emag.{name}" for name in EmagOptions.model_fields} - {"emag.guidance"}
     controls = {INSTEAD.get(name, name) for name in top | inner}
-    assert controls - set(page.values("name")) == {"emag.blocks", *API_ONLY}, (
-        "boxes of blocks come from the candidates"
-    )
+    assert controls - set(page.values("name")) == {"emag.blocks"}, "boxes of blocks come from the candidates"
     assert {"left", "right"} <= set(page.values("name")), "the guidance of each side"
-    sent = {name.removeprefix("emag.") for name in (top | inner | {"emag.guidance"}) - API_ONLY} - {
-        "partial_images"
-    }
+    sent = {name.removeprefix("emag.") for name in top | inner | {"emag.guidance"}} - {"partial_images"}
     assert [name for name in sorted(sent) if not re.search(rf"\b{name}\b", scripts["request.js"])] == []
 
 

@@ -26,8 +26,8 @@ from emag_export.runtime.keywords import SAMPLING_KEYWORDS
 from tests.command_line import commands, options_of, parsed
 
 ROOT = Path(emag_export.__file__).resolve().parent.parent
-ABOVE = ("cli/", "emag_export/tiny_dit/", "emag_export/tiny_sd3/")
-"""The command line itself, and the scripts that trained the small models and have options of their own."""
+ABOVE = ("cli/", "emag_export/tiny_dit/", "emag_export/tiny_sd3/", "emag_export/evaluation/extractor/")
+"""The command line itself, and the scripts that trained the small networks and have options of their own."""
 PYTHON_ONLY = ("noise",)
 """Parameters without an option: what adds noise to a single step is a matter of whoever calls ``step``."""
 

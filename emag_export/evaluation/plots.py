@@ -38,7 +38,7 @@ def draw_pareto(results: Results) -> Figure:
     difference from the baseline, laid around the mean: where it does not reach the baseline, they differ.
     """
     column = results.column(results.quality)
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
     ax = figure.subplots()
     places = _places(results.settings)
     apart = {test.setting: test.difference for test in results.tests if test.column == results.quality}
@@ -47,6 +47,8 @@ def draw_pareto(results: Results) -> Figure:
         rows = [
             row for row in results.settings if row.setting.series == name and results.quality in row.intervals
         ]
+        if not rows:
+            continue
         found = [row.intervals[results.quality] for row in rows]
         ax.errorbar(
             [places[row.setting.label] for row in rows],
@@ -56,7 +58,7 @@ def draw_pareto(results: Results) -> Figure:
             color=f"C{number}",
             elinewidth=0.6,
             capsize=2,
-            label=name,
+            label=rows[0].setting.label if len(rows) == 1 else name,
         )
         paired = [(row, apart[row.setting.label]) for row in rows if row.setting.label in apart]
         ax.errorbar(
@@ -67,7 +69,7 @@ def draw_pareto(results: Results) -> Figure:
             color=f"C{number}",
             elinewidth=3,
         )
-        for row, interval in zip(rows, found, strict=True):
+        for row, interval in zip(rows, found, strict=True) if len(rows) > 1 else ():
             scales = row.setting.label.removeprefix(name).removeprefix(", ")
             where = (places[row.setting.label], interval.mean)
             ax.annotate(scales, where, (6, 4), textcoords="offset points", fontsize="x-small")
@@ -90,7 +92,7 @@ def draw_pareto(results: Results) -> Figure:
         f"{results.facts.get('baseline')}",
         fontsize="medium",
     )
-    ax.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     return figure
 
 

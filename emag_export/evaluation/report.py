@@ -17,7 +17,7 @@ from emag_export.evaluation.plots import draw_contrast, draw_pareto
 from emag_export.evaluation.results import Results, SettingResult, Test
 from emag_export.evaluation.statistics import Interval
 
-__all__ = ["shown_interval", "write_report"]
+__all__ = ["most_telling", "shown_interval", "write_report"]
 
 _MOST_SHEETS = 24
 """Contact sheets inside the page; the folder has all."""
@@ -51,6 +51,16 @@ def shown_interval(interval: Interval | None) -> tuple[str, str]:
     return f"{interval.mean:.3g}", f"{interval.low:.3g} to {interval.high:.3g}"
 
 
+def most_telling(results: Results) -> int:
+    """Number of the prompt whose quality differs most between settings."""
+    rows = [row.values[results.quality] for row in results.settings if results.quality in row.values]
+    spread = [
+        max(known) - min(known) if (known := [value for value in column if value is not None]) else 0.0
+        for column in zip(*rows, strict=True)
+    ]
+    return max(range(len(spread)), key=lambda number: spread[number]) if spread else 0
+
+
 def _png(figure: Figure) -> bytes:
     made = io.BytesIO()
     figure.savefig(made, format="png", dpi=110)
@@ -59,11 +69,13 @@ def _png(figure: Figure) -> bytes:
 
 def _page(results: Results, plot: bytes, sheets: Sequence[Path]) -> str:
     template = Template(files("emag_export.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
-    shown = sheets[:_MOST_SHEETS]
+    shown, telling = sheets[:_MOST_SHEETS], most_telling(results)
     return template.substitute(
         model=escape(str(results.facts["model"])),
         summary=escape(_summary(results)),
         plot=_data_url(plot),
+        telling=str(telling),
+        sheet=_data_url(sheets[telling].read_bytes()),
         head="".join(f"<th>{escape(name)}</th>" for name in _names((*results.columns, *results.set_columns))),
         settings="".join(_setting_row(results, row) for row in results.settings),
         tests_made=str(len(results.tests)),
