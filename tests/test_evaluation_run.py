@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from emag_export.bundle import Bundle
@@ -14,6 +15,7 @@ from emag_export.cli.main import main
 from emag_export.errors import InputError
 from emag_export.evaluation.asked import Evaluation, check_evaluation
 from emag_export.evaluation.metrics.names import MetricModels
+from emag_export.evaluation.probe import fineness
 from emag_export.kinds import Variant
 from emag_export.runtime.keywords import amended
 from emag_export.runtime.pipeline import Pipeline
@@ -129,6 +131,16 @@ def test_scales_are_tuned_on_other_prompts_from_other_noise(
     assert {json.loads(line)["seed"] for line in index} == {10**9}
 
 
+@pytest.mark.parametrize(("turns", "along", "wanted"), [(0, 1, 0.0), (4, 1, 0.25), (4, 0, 0.25), (8, 1, 0.5)])
+def test_a_stripe_is_as_fine_as_its_frequency(turns: int, along: int, wanted: float) -> None:
+    place = torch.arange(16, dtype=torch.float32)
+    wave = torch.cos(2 * torch.pi * turns * place / 16)
+    change = (wave[None, :] if along else wave[:, None]).expand(16, 16)
+    assert fineness(change.expand(1, 3, 16, 16)) == pytest.approx(wanted, abs=1e-6)
+    noise = torch.randn(8, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert fineness(noise) == pytest.approx(0.38, abs=0.01), "of white noise, the mean over the square"
+
+
 def test_probes_say_how_far_the_negative_lies(tiny_bundle: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "p.txt"
     prompts.write_text("\n".join(PROMPTS))
@@ -150,7 +162,8 @@ def test_probes_say_how_far_the_negative_lies(tiny_bundle: Path, tmp_path: Path)
                     if p.uncond is not None and p.perturbed is not p.cond
                 ]
             )
-    assert [ratio for _, ratio in row] == pytest.approx(np.mean(ratios, axis=0), rel=1e-4)
+    assert all(0 < one["near"] < 0.71 and 0 < one["far"] < 0.71 for one in row)
+    assert [one["ratio"] for one in row] == pytest.approx(np.mean(ratios, axis=0), rel=1e-4)
     took = json.loads((tmp_path / "out" / "seconds.json").read_text("utf-8"))
     assert len(took) == 4 and all(value > 0 for value in took.values())
     before = files(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 from benchmarks.evidence.__main__ import results_file
@@ -89,18 +90,21 @@ def tuning(name: str) -> Table:
 
 
 def contrast(name: str) -> Table:
-    """``|c - p| / |c - u|`` of every setting that has all three predictions."""
+    """Where the negative of every setting lies that has all three predictions."""
     found = load_results(results_file(name))["results"]["contrast"]
-    rows = [[f"`{label}`", *_spread(pairs)] for label, pairs in found.items()]
-    return ["", ">steps", ">first", ">least", ">median", ">most", ">last"], rows
+    rows = [[f"`{label}`", *_spread(steps)] for label, steps in found.items()]
+    headers = ["", ">steps", ">first", ">median", ">most", ">last", ">frequency of `c - p`", ">of `c - u`"]
+    return headers, rows
 
 
-def _spread(pairs: Sequence[tuple[int, float]]) -> Iterator[str]:
-    ratios = [ratio for _, ratio in pairs]
-    middle = sorted(ratios)[len(ratios) // 2]
-    yield f"{pairs[0][0]} to {pairs[-1][0]}"
-    for value in (ratios[0], min(ratios), middle, max(ratios), ratios[-1]):
+def _spread(steps: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """Ratios, and median frequencies."""
+    ratios = [step["ratio"] for step in steps]
+    yield f"{steps[0]['step']} to {steps[-1]['step']}"
+    for value in (ratios[0], median(ratios), max(ratios), ratios[-1]):
         yield f"{value:.3f}"
+    for name in ("near", "far"):
+        yield f"{median(step[name] for step in steps):.3f}"
 
 
 def _interval(interval: Mapping[str, float]) -> str:

@@ -11,7 +11,7 @@ from emag_export.evaluation.features import score_sets
 from emag_export.evaluation.methods import method_named
 from emag_export.evaluation.metrics.protocol import Scores
 from emag_export.evaluation.metrics.registry import quality_of
-from emag_export.evaluation.probe import contrasts, seconds
+from emag_export.evaluation.probe import Contrast, contrasts, seconds
 from emag_export.evaluation.results import Results, summarise
 from emag_export.evaluation.scoring import PictureScores, score_trials
 from emag_export.evaluation.settings import Setting
@@ -116,9 +116,9 @@ def _measured(
 
 def _probed(
     asked: Evaluation, made: Sequence[Trials], output: Path, run_probes: Probe
-) -> dict[str, list[tuple[int, float]]]:
+) -> dict[str, list[Contrast]]:
     """Run the probes, write their seconds down, and say how far the negatives lie."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    found: dict[str, list[Contrast]] = {}
     took: dict[str, float] = {}
     for trials in made if asked.probes else ():
         run_probes(trials)

@@ -101,15 +101,21 @@ def _around(intervals: Sequence[Interval]) -> list[list[float]]:
 
 
 def draw_contrast(results: Results) -> Figure:
-    """How far the hard negative lies from the prompt in every step, beside how far no prompt lies."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    ax = figure.subplots()
-    for label, row in results.contrast.items():
-        ax.plot([step for step, _ in row], [ratio for _, ratio in row], marker=".", label=label)
-    ax.set_xlabel("step")
-    ax.set_ylabel("|c − p| / |c − u|")
-    ax.set_ylim(bottom=0)
-    ax.legend(fontsize="small")
+    """How far the hard negative lies from the prompt in every step, and how fine the difference is."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    far, fine = figure.subplots(1, 2)
+    for number, (label, row) in enumerate(results.contrast.items()):
+        steps, marker = [one.step for one in row], _MARKERS[number % len(_MARKERS)]
+        far.plot(steps, [one.ratio for one in row], marker=marker, markersize=4, label=label)
+        fine.plot(steps, [one.near for one in row], marker=marker, markersize=4)
+    longest = max(results.contrast.values(), key=len)
+    fine.plot([one.step for one in longest], [one.far for one in longest], color="0.4", linestyle="--")
+    far.set_ylabel("|c − p| / |c − u|")
+    far.set_ylim(bottom=0)
+    fine.set_ylabel("mean frequency of c − p (dashed: of c − u)")
+    for ax in (far, fine):
+        ax.set_xlabel("step")
+    figure.legend(fontsize="small", loc="outside right upper")
     return figure
 
 

@@ -1,16 +1,20 @@
-"""What pictures cannot show: how far the hard negative lies from the prompt, step by step, and seconds.
+"""What pictures cannot show: where the hard negative lies, step by step, and seconds.
 
 A probe is one more run of a picture, alone, whose predictions are looked at. It is kept in a file of its own.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from emag_export.evaluation.scoring import rounded
 from emag_export.evaluation.settings import Setting
@@ -19,9 +23,24 @@ from emag_export.hashing import hash_json
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest
 
-__all__ = ["contrasts", "probe", "seconds"]
+__all__ = ["Contrast", "contrasts", "fineness", "probe", "seconds"]
 
 _FOLDER = "probes"
+_FORMAT = 2
+"""Of what is kept; older files are probed again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Where the hard negative lies in one step."""
+
+    step: int
+    ratio: float
+    """``|c - p| / |c - u|``."""
+    near: float
+    """Mean spatial frequency of ``c - p``, cycles per latent pixel."""
+    far: float
+    """Of ``c - u``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,24 +88,31 @@ def probe(
             tell()
 
 
-def contrasts(trials: Trials, count: int) -> dict[str, list[tuple[int, float]]]:
-    """Mean of ``|c - p| / |c - u|`` over prompts, per step in which all three predictions are there.
+def contrasts(trials: Trials, count: int) -> dict[str, list[Contrast]]:
+    """Where ``p`` lies, mean over prompts, in every step in which all three predictions are there.
 
     Args:
         trials: Probed.
         count: Prompts.
 
     Returns:
-        Label of each setting that has such steps to pairs of step and ratio.
+        Label of each setting that has such steps to what was found there.
     """
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[list[Contrast]]] = {}
     for place in _places(trials, count):
-        if (found := place.read()) is not None and found["ratios"]:
-            rows.setdefault(place.setting.label, []).append(dict(found["ratios"]))
-    return {
-        label: [(int(step), fmean(row[step] for row in found)) for step in found[0]]
-        for label, found in rows.items()
-    }
+        if (found := place.read()) is not None and found["contrasts"]:
+            rows.setdefault(place.setting.label, []).append([Contrast(**row) for row in found["contrasts"]])
+    return {label: [_mean(step) for step in zip(*found, strict=True)] for label, found in rows.items()}
+
+
+def _mean(rows: Sequence[Contrast]) -> Contrast:
+    """Of one step of several prompts."""
+    return Contrast(
+        step=rows[0].step,
+        ratio=fmean(row.ratio for row in rows),
+        near=fmean(row.near for row in rows),
+        far=fmean(row.far for row in rows),
+    )
 
 
 def seconds(trials: Trials, count: int) -> dict[str, float]:
@@ -106,13 +132,13 @@ def _places(trials: Trials, count: int) -> Iterator[_Place]:
             yield _Place(
                 setting=setting,
                 path=trials.output / _FOLDER / setting.folder / f"{number:06d}.json",
-                key=hash_json([fingerprint, asdict(request)]),
+                key=hash_json([_FORMAT, fingerprint, asdict(request)]),
                 request=request,
             )
 
 
 def _run(pipeline: Pipeline, request: GenerationRequest) -> Mapping[str, Any]:
-    """One picture alone; its latents are not decoded. Ratios are taken after the clock has stopped."""
+    """One picture alone, not decoded. Predictions are looked at after the clock has stopped."""
     prepared = pipeline.prepare([request])
     kept = []
     began = time.perf_counter()
@@ -122,10 +148,25 @@ def _run(pipeline: Pipeline, request: GenerationRequest) -> Mapping[str, Any]:
             kept.append((step.plan.index, found))
     step.latents.sum().item()  # waits for the device
     took = time.perf_counter() - began
-    ratios = []
+    rows = []
     for index, found in kept:
         assert found.uncond is not None
-        near, far = (float((found.cond - other).norm()) for other in (found.perturbed, found.uncond))
-        if far > 0:
-            ratios.append((index, rounded(near / far)))
-    return {"ratios": ratios, "seconds": took}
+        near, far = found.cond - found.perturbed, found.cond - found.uncond
+        if float(far.norm()) > 0:
+            ratio = rounded(float(near.norm() / far.norm()))
+            rows.append({"step": index, "ratio": ratio, "near": fineness(near), "far": fineness(far)})
+    return {"contrasts": rows, "seconds": took}
+
+
+def fineness(change: Float[Tensor, "images channels height width"]) -> float:
+    """Mean spatial frequency of a change of the prediction, weighted by its power.
+
+    Returns:
+        Cycles per latent pixel: 0 is a constant, 0.5 the finest stripes along an axis; white noise has 0.38.
+    """
+    power = torch.fft.fft2(change.double()).abs().square().sum((0, 1))
+    down, across = (torch.fft.fftfreq(size, device=power.device) for size in power.shape)
+    frequency = torch.hypot(down[:, None], across[None, :])
+    found = rounded(float((power * frequency).sum() / power.sum().clamp(min=1e-30)))
+    assert found is not None
+    return found

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from emag_export.evaluation.metrics.protocol import Column, Scores
+from emag_export.evaluation.probe import Contrast
 from emag_export.evaluation.scoring import PictureScores
 from emag_export.evaluation.settings import Setting
 from emag_export.evaluation.statistics import Interval, bootstrap_interval, holm, sign_flip_p
@@ -68,8 +69,8 @@ class Results:
     tests: tuple[Test, ...]
     sweep: Mapping[str, Any] | None = None
     """How scales were tuned, if they were."""
-    contrast: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
-    """Label of a setting to pairs of step and ``|c - p| / |c - u|``, if predictions were looked at."""
+    contrast: Mapping[str, Sequence[Contrast]] = field(default_factory=dict)
+    """Label of a setting to where its negative lies in every step, if predictions were looked at."""
     pictures: tuple[PictureScores, ...] = field(default=(), repr=False)
 
     def column(self, name: str) -> Column:
@@ -101,7 +102,7 @@ class Results:
             ],
             "tests": [asdict(test) for test in self.tests],
             "sweep": self.sweep,
-            "contrast": {label: [list(pair) for pair in row] for label, row in self.contrast.items()},
+            "contrast": {label: [asdict(step) for step in row] for label, row in self.contrast.items()},
         }
 
 
