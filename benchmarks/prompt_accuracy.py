@@ -63,6 +63,7 @@ def _classes(count: int) -> tuple[list[str], Judge]:
 SUBJECTS: Mapping[str, Subject] = {
     "tiny-sd3": Subject(
         cases=(
+            (Variant.EMAG_Q, "cfg", 1.0),
             *((Variant.EMAG_Q, name, None) for name in GUIDANCES),
             (Variant.EMAG, "emag", None),
             (Variant.EMAG, "emag-only", None),
