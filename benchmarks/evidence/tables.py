@@ -5,11 +5,12 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from benchmarks.evidence import unconditional
 from benchmarks.evidence.__main__ import results_file
 from benchmarks.evidence.suites import SUITES
 from benchmarks.results import load_results
 
-__all__ = ["contrast", "evidence_tables", "headline", "settings", "tuning"]
+__all__ = ["contrast", "evidence_tables", "headline", "settings", "tuning", "without_classes"]
 
 Table = tuple[list[str], list[list[str]]]
 """Headers and rows."""
@@ -107,6 +108,19 @@ def _spread(steps: Sequence[Mapping[str, float]]) -> Iterator[str]:
         yield f"{median(step[name] for step in steps):.3f}"
 
 
+def without_classes() -> Table:
+    """Pictures of no class, by every negative and scale."""
+    rows = [
+        [
+            "none" if row["scale"] == 1 else f"`emag-only`, {row['variant']}, s {row['scale']:g}",
+            "0.50" if row["scale"] == 1 else f"{row['cost']:.2f}",
+            *(f"{row[name]:.3g}" for name in _SETS),
+        ]
+        for row in load_results(unconditional.FILE)["rows"]
+    ]
+    return ["", ">× CFG", *(f">`{name}`" for name in _SETS)], rows
+
+
 def _interval(interval: Mapping[str, float]) -> str:
     return f"{interval['mean']:+.4f} [{interval['low']:+.4f} to {interval['high']:+.4f}]".replace("-", "−")
 
@@ -118,7 +132,10 @@ def _verdict(test: Mapping[str, Any]) -> str:
 
 def evidence_tables() -> dict[str, Callable[[], Table]]:
     """Name in a marker to what makes headers and rows."""
-    found: dict[str, Callable[[], Table]] = {"evidence": headline}
+    found: dict[str, Callable[[], Table]] = {
+        "evidence": headline,
+        "evidence-unconditional": without_classes,
+    }
     for name, suite in SUITES.items():
         found[f"evidence-{name}"] = partial(settings, name)
         if suite.probes:

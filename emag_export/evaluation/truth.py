@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Sequence
 
-from emag_export.errors import InputError
-from emag_export.labels import ClassLabels
-from emag_export.tiny_dit.classes import CLASSES, id2label
-from emag_export.tiny_sd3.read_caption import read_caption
-from emag_export.tiny_sd3.scenes import Item, Scene
+import numpy as np
 
-__all__ = ["ANY", "Truth", "require_scenes", "truth_of"]
+from emag_export.errors import InputError
+from emag_export.evaluation.metrics.protocol import Pixels
+from emag_export.labels import ClassLabels
+from emag_export.tiny_dit.classes import CLASSES, id2label, sample_class_scene
+from emag_export.tiny_sd3.read_caption import read_caption
+from emag_export.tiny_sd3.scenes import Item, Scene, draw, placed
+
+__all__ = ["ANY", "Truth", "drawing_of", "require_scenes", "truth_of"]
 
 ANY = "any"
 """Colour of a background, or size of an object, that a prompt leaves open."""
@@ -34,6 +37,26 @@ def _scene_of_class(label: int) -> Scene | None:
         return None
     colour, shape = CLASSES[label]
     return Scene(background=ANY, items=(Item(shape=shape, colour=colour, size=ANY),))
+
+
+def drawing_of(truth: Truth, prompt: str, rng: np.random.Generator) -> Pixels | None:
+    """A drawing of what a prompt asks for, at a place and of a size that it allows.
+
+    Args:
+        truth: Reads the prompt.
+        prompt: Of an embedded model.
+        rng: Chooses what the prompt leaves open.
+
+    Returns:
+        None if it asks for no scene.
+    """
+    scene = truth(prompt)
+    if scene is None:
+        return None
+    if scene.background != ANY:
+        return draw(placed(scene, rng))
+    (item,) = scene.items
+    return draw(sample_class_scene(CLASSES.index((item.colour, item.shape)), rng))
 
 
 def require_scenes(truth: Truth, prompts: Sequence[str]) -> None:

@@ -9,10 +9,8 @@ from jaxtyping import Float
 
 from emag_export.evaluation.metrics.distribution import COLUMNS, set_scores
 from emag_export.evaluation.metrics.protocol import Features, Pixels, Scores
-from emag_export.evaluation.truth import ANY, Truth
+from emag_export.evaluation.truth import Truth, drawing_of
 from emag_export.hashing import hash_file
-from emag_export.tiny_dit.classes import CLASSES, sample_class_scene
-from emag_export.tiny_sd3.scenes import draw, placed
 
 if TYPE_CHECKING:
     from emag_export.evaluation.extractor.network import Extractor
@@ -66,14 +64,9 @@ class DrawnDistribution:
         rng = np.random.default_rng(_SEED)
         for _ in range(-(-_DRAWINGS // len(self._prompts))):
             for prompt in self._prompts:
-                scene = self._truth(prompt)
-                if scene is not None and scene.background == ANY:
-                    (item,) = scene.items
-                    scene = sample_class_scene(CLASSES.index((item.colour, item.shape)), rng)
-                elif scene is not None:
-                    scene = placed(scene, rng)
-                if scene is not None:
-                    yield draw(scene)
+                drawing = drawing_of(self._truth, prompt, rng)
+                if drawing is not None:
+                    yield drawing
 
     def score(self, pictures: Features, references: Features) -> Scores:
         """Numbers of a setting, one per column."""
