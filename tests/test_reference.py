@@ -1,37 +1,37 @@
 """The two-pass reference: it reproduces the released numbers, and the fork reproduces it."""
 
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from diffusers.models.attention_processor import JointAttnProcessor2_0
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
 from emag_export.exporter.graph.fork import fork
 from emag_export.families import FAMILIES
-from emag_export.families.sd3.oracle import predict
 from emag_export.kinds import Renorm, Variant
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
-from emag_export.reference.watch import Handler, watched
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.sampling.call import ImageStep, place_calls
-from emag_export.runtime.sampling.plan import EmagWindows, Phase, Plan, make_plan
+from emag_export.runtime.sampling.plan import EmagWindows, Phase, make_plan
 from emag_export.runtime.sampling.rows import pick
 from emag_export.runtime.sampling.schedule import flow_match_schedule
-from emag_export.runtime.sampling.select import Choice, Choose, by_delta
+from emag_export.runtime.sampling.select import Choice
 from emag_export.runtime.sampling.state import RunState
 from emag_export.runtime.step import step as take_step
 from tests.golden.case import GoldenCase
-from tests.reference_inputs import GOLDEN, golden_model, random_inputs
+from tests.reference_inputs import (
+    GOLDEN,
+    STEPS,
+    golden_model,
+    plan_for,
+    random_inputs,
+    small_model,
+)
 
 PER_IMAGE_CASES = ("query-emag-only", "map-emag-only-wide", "map-imgtxt", "query-fixed-layers")
 """One image and one row, or fixed blocks: our per-image choice is the released one."""
@@ -50,53 +50,10 @@ FORK_TOLERANCE = 3e-5
 difference measured over eight steps, all models and variants, is 3.1e-6. Ten times that is room for other
 processors."""
 
-STEPS = 8
-
-
-def small_model(kind: str) -> SD3Transformer2DModel:
-    """A random SD3 or SD3.5 of six blocks, with queries and keys scaled up until attention is peaky."""
-    torch.manual_seed(3)
-    sd35 = kind == "sd3.5"
-    model = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=6,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        joint_attention_dim=12,
-        caption_projection_dim=16,
-        pooled_projection_dim=10,
-        pos_embed_max_size=12,
-        dual_attention_layers=(0, 1, 2) if sd35 else (),
-        qk_norm="rms_norm" if sd35 else None,
-    ).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "norm_q" in name or "norm_k" in name or "norm_added" in name:
-                weight.mul_(1 + torch.rand_like(weight))
-            elif any(part in name for part in ("to_q", "to_k", "add_q_proj", "add_k_proj")):
-                weight.mul_(4)
-    return model
-
 
 @pytest.fixture(scope="module")
 def small_models() -> dict[str, SD3Transformer2DModel]:
     return {kind: small_model(kind) for kind in ("sd3", "sd3.5")}
-
-
-def plan_for(
-    model: SD3Transformer2DModel,
-    variant: Variant,
-    blocks: tuple[int, ...],
-    renorm: Renorm = Renorm.ROW,
-    windows: EmagWindows | None = None,
-    choose: Choose = by_delta,
-) -> Plan:
-    contract = FAMILIES["sd3"].contract(model.config, variant=variant, blocks=blocks, renorm=renorm)
-    schedule = flow_match_schedule({"shift": 3.0}, STEPS, image_tokens=24)
-    return make_plan(contract, schedule, Guidance(), windows, choose)
 
 
 def another_block(image: int, index: int) -> Choice:
@@ -268,102 +225,6 @@ def test_strength_zero_changes_nothing(small_models: dict[str, SD3Transformer2DM
     plan = plan_for(model, Variant.EMAG_I, (1, 2), windows=EmagWindows(strength=0.0))
     for step in two_pass_denoise(model, plan, latents, conditioning):
         assert (step.predictions.perturbed - step.predictions.cond).abs().max() <= 1e-5
-
-
-def watchers(model: SD3Transformer2DModel) -> int:
-    """Hooks in a model's blocks, and modes that PyTorch's functions go through."""
-    blocks = model.transformer_blocks
-    hooks = sum(len(block._forward_hooks) + len(block._forward_pre_hooks) for block in blocks)
-    return hooks + torch._C._len_torch_function_stack()
-
-
-def test_nothing_watches_between_steps_and_after_an_early_exit() -> None:
-    model = small_model("sd3")
-    latents, conditioning = random_inputs(model)
-    steps = two_pass_denoise(model, plan_for(model, Variant.EMAG, (1, 2, 4)), latents, conditioning)
-    assert next(steps).plan.phase == Phase.TRACK
-    assert watchers(model) == 0
-    steps.close()  # type: ignore[attr-defined]
-    assert watchers(model) == 0
-
-
-def test_nothing_watches_after_an_error() -> None:
-    model = small_model("sd3")
-    latents, conditioning = random_inputs(model)
-    seen: list[int] = []
-
-    def fail(module: object, args: object) -> None:
-        seen.append(watchers(model))
-        if seen[-1] > 1:
-            raise RuntimeError("in the perturbed pass")
-
-    own = model.transformer_blocks[3].register_forward_pre_hook(fail)
-    steps = two_pass_denoise(model, plan_for(model, Variant.EMAG_Q, (1, 2)), latents, conditioning)
-    with pytest.raises(RuntimeError, match="in the perturbed pass"):
-        next(steps)
-    own.remove()
-    assert seen == [1, 1 + 2 * 2 + 1], "the hook itself; then two of each candidate, and the mode"
-    assert watchers(model) == 0
-
-
-class OtherBackend(JointAttnProcessor2_0):  # type: ignore[misc]
-    """The same attention past PyTorch's function, as with another attention backend."""
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        with torch._C.DisableTorchFunction():
-            return super().__call__(*args, **options)
-
-
-def test_an_attention_that_cannot_be_seen_is_refused() -> None:
-    model = small_model("sd3")
-    model.transformer_blocks[2].attn.set_processor(OtherBackend())
-    latents, conditioning = random_inputs(model)
-    steps = two_pass_denoise(model, plan_for(model, Variant.EMAG, (1, 2)), latents, conditioning)
-    with pytest.raises(ModelError, match=r"block 2 ran without .*set the model's attention backend to nativ"):
-        next(steps)
-    assert watchers(model) == 0
-    others = plan_for(model, Variant.EMAG, (1, 3))
-    assert next(two_pass_denoise(model, others, latents, conditioning)).delta.shape == (2, 2)
-
-
-def forward(model: SD3Transformer2DModel) -> Tensor:
-    latents, conditioning = random_inputs(model)
-    with torch.no_grad():
-        return predict(model, latents, torch.full((2,), 500.0), conditioning.given)
-
-
-@pytest.mark.parametrize("kind", ["sd3", "sd3.5"])
-def test_every_candidate_is_seen_once(small_models: dict[str, SD3Transformer2DModel], kind: str) -> None:
-    """In SD3.5 a second attention, of the image alone, follows in blocks 0 to 2: it is not looked at."""
-    model, seen = small_models[kind], Counter[tuple[int, int]]()
-
-    def handler(index: int) -> Handler:
-        def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-            seen[index, query.shape[2]] += 1
-            return scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-        return attend
-
-    alone, candidates = forward(model), (1, 2, 4)
-    with watched(list(model.transformer_blocks), {index: handler(index) for index in candidates}):
-        together = forward(model)
-    assert torch.equal(together, alone)
-    image, text = 6 * 4, 5
-    assert seen == {(index, image + text): 1 for index in candidates}
-
-
-@pytest.mark.parametrize("options", [{"is_causal": True}, {"scale": 1.0}])
-def test_an_attention_of_another_kind_is_refused(options: dict[str, Any]) -> None:
-    class Block(nn.Module):
-        def forward(self, heads: Tensor) -> Tensor:
-            return scaled_dot_product_attention(heads, heads, heads, **options)
-
-    block = Block()
-    with (
-        pytest.raises(ModelError, match="scales or masks its attention"),
-        watched([block], {0: lambda query, key, value, mask: query}),
-    ):
-        block(torch.ones(1, 2, 3, 4))
 
 
 def test_a_plan_for_another_model_is_refused(small_models: dict[str, SD3Transformer2DModel]) -> None:
