@@ -65,7 +65,7 @@ def _run(name: str, suite: Suite, folder: Path, *, tuned: bool) -> None:
     """One evaluation; its numbers without those of single prompts, which the report has."""
     report = folder / f"{name}{'-tuned' if tuned else ''}"
     arguments = [*suite.arguments(folder, tuned=tuned), "-o", str(report)]
-    began = time.monotonic()
+    fresh, began = not report.exists(), time.monotonic()
     emag_export(arguments, standalone_mode=False)
     minutes = (time.monotonic() - began) / 60
     found = json.loads((report / "results.json").read_text("utf-8"))
@@ -78,7 +78,7 @@ def _run(name: str, suite: Suite, folder: Path, *, tuned: bool) -> None:
         command=f"python -m benchmarks.evidence --suite {name}",
         axes=axes(name),
         arguments=shlex.join(["emag-export", *arguments]),
-        minutes=round(minutes, 1),
+        minutes=round(minutes, 1) if fresh else None,  # of a run that was not continued
         seconds=json.loads(seconds.read_text("utf-8")) if seconds.exists() else {},
         results=found,
     )
