@@ -162,6 +162,7 @@ def test_probes_say_how_far_the_negative_lies(tiny_bundle: Path, tmp_path: Path)
                     if p.uncond is not None and p.perturbed is not p.cond
                 ]
             )
+    assert all(len(one["blocks"]) == 2 and set(one["blocks"]) <= {3, 4, 5} for one in row), "one a prompt"
     assert all(0 < one["near"] < 0.71 and 0 < one["far"] < 0.71 for one in row)
     assert [one["ratio"] for one in row] == pytest.approx(np.mean(ratios, axis=0), rel=1e-4)
     took = json.loads((tmp_path / "out" / "seconds.json").read_text("utf-8"))

@@ -1,5 +1,6 @@
 """The tables of ``docs/evidence.md`` and the README, from the results of the suites."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
@@ -94,7 +95,17 @@ def contrast(name: str) -> Table:
     """Where the negative of every setting lies that has all three predictions."""
     found = load_results(results_file(name))["results"]["contrast"]
     rows = [[f"`{label}`", *_spread(steps)] for label, steps in found.items()]
-    headers = ["", ">steps", ">first", ">median", ">most", ">last", ">frequency of `c - p`", ">of `c - u`"]
+    headers = [
+        "",
+        ">steps",
+        ">first",
+        ">median",
+        ">most",
+        ">last",
+        ">frequency of `c - p`",
+        ">of `c - u`",
+        "block",
+    ]
     return headers, rows
 
 
@@ -106,6 +117,9 @@ def _spread(steps: Sequence[Mapping[str, float]]) -> Iterator[str]:
         yield f"{value:.3f}"
     for name in ("near", "far"):
         yield f"{median(step[name] for step in steps):.3f}"
+    counts = Counter(block for step in steps for block in step["blocks"])
+    shares = [f"{block}: {count / counts.total():.0%}" for block, count in counts.most_common(3)]
+    yield ", ".join(shares) if len(counts) <= 3 else f"{', '.join(shares)}, …"
 
 
 def without_classes() -> Table:

@@ -26,7 +26,7 @@ from emag_export.runtime.request import GenerationRequest
 __all__ = ["Contrast", "contrasts", "fineness", "probe", "seconds"]
 
 _FOLDER = "probes"
-_FORMAT = 2
+_FORMAT = 3
 """Of what is kept; older files are probed again."""
 
 
@@ -41,6 +41,8 @@ class Contrast:
     """Mean spatial frequency of ``c - p``, cycles per latent pixel."""
     far: float
     """Of ``c - u``."""
+    blocks: tuple[int, ...]
+    """That were perturbed, those of every prompt behind one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,9 @@ def contrasts(trials: Trials, count: int) -> dict[str, list[Contrast]]:
     rows: dict[str, list[list[Contrast]]] = {}
     for place in _places(trials, count):
         if (found := place.read()) is not None and found["contrasts"]:
-            rows.setdefault(place.setting.label, []).append([Contrast(**row) for row in found["contrasts"]])
+            rows.setdefault(place.setting.label, []).append(
+                [Contrast(**{**row, "blocks": tuple(row["blocks"])}) for row in found["contrasts"]]
+            )
     return {label: [_mean(step) for step in zip(*found, strict=True)] for label, found in rows.items()}
 
 
@@ -112,6 +116,7 @@ def _mean(rows: Sequence[Contrast]) -> Contrast:
         ratio=fmean(row.ratio for row in rows),
         near=fmean(row.near for row in rows),
         far=fmean(row.far for row in rows),
+        blocks=tuple(block for row in rows for block in row.blocks),
     )
 
 
@@ -145,16 +150,18 @@ def _run(pipeline: Pipeline, request: GenerationRequest) -> Mapping[str, Any]:
     for step in pipeline.denoise(prepared):
         found = step.predictions
         if found.uncond is not None and found.perturbed is not found.cond:
-            kept.append((step.plan.index, found))
+            kept.append((step.plan.index, found, step.mask[0]))
     step.latents.sum().item()  # waits for the device
     took = time.perf_counter() - began
-    rows = []
-    for index, found in kept:
+    rows, blocks = [], pipeline.bundle.contract.blocks
+    for index, found, mask in kept:
         assert found.uncond is not None
         near, far = found.cond - found.perturbed, found.cond - found.uncond
         if float(far.norm()) > 0:
             ratio = rounded(float(near.norm() / far.norm()))
-            rows.append({"step": index, "ratio": ratio, "near": fineness(near), "far": fineness(far)})
+            chosen = [block for block, share in zip(blocks, mask.tolist(), strict=True) if share > 0]
+            frequencies = {"near": fineness(near), "far": fineness(far)}
+            rows.append({"step": index, "ratio": ratio, **frequencies, "blocks": chosen})
     return {"contrasts": rows, "seconds": took}
 
 
