@@ -109,7 +109,7 @@ def contrast(name: str) -> Table:
     return headers, rows
 
 
-def _spread(steps: Sequence[Mapping[str, float]]) -> Iterator[str]:
+def _spread(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Ratios, and median frequencies."""
     ratios = [step["ratio"] for step in steps]
     yield f"{steps[0]['step']} to {steps[-1]['step']}"
