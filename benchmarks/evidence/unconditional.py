@@ -58,9 +58,10 @@ def main(folder: Path) -> None:
         references = np.stack([metric.features(pixels) for pixels in metric.references()])
         with Pipeline.open(bundle) as pipeline:
             for scale in scales:
-                base = default_request(bundle, "")
+                base = default_request(bundle, "0")
                 guidance = replace(base.guidance, name="emag-only", emag_scale=scale)
-                requests = [replace(base, guidance=guidance, seed=seed) for seed in range(_PICTURES)]
+                base = replace(base, prompt="", guidance=guidance)
+                requests = [replace(base, seed=seed) for seed in range(_PICTURES)]
                 label = f"{variant}, s {scale:g}"
                 features = np.stack([metric.features(pixels) for pixels in _drawn(pipeline, requests, label)])
                 cost = pipeline.prepare(requests[:1]).plan.cost.relative_to_cfg
