@@ -159,7 +159,7 @@ def test_a_denoiser_alone_fails_when_it_is_another_one(
     def damaged(*arguments: Any) -> Any:
         model = load_recorded(*arguments)
         with torch.no_grad():
-            model.transformer_blocks[2].ff.net[2].weight[3, 5] += 0.5
+            model.transformer_blocks[2].ff.net[2].weight[3] += 0.5
         return model
 
     monkeypatch.setattr(checking, "load_recorded", damaged)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import nn
 from transformers import CLIPTokenizer
@@ -46,7 +45,7 @@ class Parts:
 
 def load_parts(folder: Path) -> Parts:
     """Load what :func:`write` and the trainer wrote to ``folder``."""
-    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(folder)  # float32, however it is stored
     names = ("transformer", "text_encoder", "text_encoder_2")
     return Parts(
         vae=pipeline.vae.requires_grad_(False),
