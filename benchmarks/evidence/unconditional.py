@@ -29,13 +29,13 @@ __all__ = ["FILE", "axes", "main"]
 FILE = RESULTS / "unconditional.json"
 _MODEL = "tiny-dit"
 _SCALES = {
-    Variant.EMAG_Q: (1.0, 1.5, 3.0, 5.0),
-    Variant.EMAG: (1.5, 3.0, 5.0),
-    Variant.IDENTITY: (1.5, 3.0),
-    Variant.SKIP: (1.5, 3.0),
+    Variant.EMAG_Q: (1.0, 3.0, 5.0),
+    Variant.EMAG: (3.0,),
+    Variant.IDENTITY: (1.75,),
+    Variant.SKIP: (1.75,),
 }
 """s of each negative; at 1 there is no guidance, whichever it is."""
-_PICTURES = 320
+_PICTURES = 160
 _PER_CALL = 16
 
 
