@@ -75,7 +75,6 @@ tables: $(STAMP)  ## Write the tables of README and docs from the results
 
 eval: $(STAMP)  ## What every guidance does to the pictures of the embedded models (half an hour)
 	$(BIN)/python -m benchmarks.evidence
-	$(BIN)/python -m benchmarks.evidence.unconditional
 
 accuracy: $(STAMP)  ## Measure how well guided pictures follow their prompts
 	$(BIN)/python -m benchmarks.prompt_accuracy

@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, render, targets
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import unconditional
 from benchmarks.evidence.suites import SUITES
 from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
 from benchmarks.serving import __main__ as serving
@@ -31,7 +30,6 @@ AXES: dict[str, Callable[[], dict[str, Any]]] = {
         for name in SUITES
         for tuned in (False, True)
     },
-    "evidence/unconditional.json": unconditional.axes,
     "bench": targets.axes,
     "serving": serving.axes,
     "soak.json": soak.axes,

@@ -6,12 +6,11 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from benchmarks.evidence import unconditional
 from benchmarks.evidence.__main__ import results_file
 from benchmarks.evidence.suites import SUITES
 from benchmarks.results import load_results
 
-__all__ = ["contrast", "evidence_tables", "headline", "settings", "tuning", "without_classes"]
+__all__ = ["contrast", "evidence_tables", "headline", "settings", "tuning"]
 
 Table = tuple[list[str], list[list[str]]]
 """Headers and rows."""
@@ -58,7 +57,17 @@ def headline() -> Table:
         load_results(results_file("tiny-sd3", tuned=tuned))["results"] for tuned in (False, True)
     )
     rows = []
-    for name in ("none", "cfg", "apg", "pag", "slg", "emag@emag-q", "emag@emag", "emag+apg@emag"):
+    for name in (
+        "none",
+        "cfg",
+        "cfg+interval",
+        "apg",
+        "pag",
+        "slg",
+        "emag@emag-q",
+        "emag@emag",
+        "emag+apg@emag",
+    ):
         cells = [_cells(found, name) for found in (published, tuned)]
         rows.append([f"`{name}`", cells[0][0], *cells[0][1:], *cells[1][1:]])
     return ["", ">× CFG", ">`shape_iou`", ">all right", ">tuned", ">all right"], rows
@@ -122,19 +131,6 @@ def _spread(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ", ".join(shares) if len(counts) <= 3 else f"{', '.join(shares)}, …"
 
 
-def without_classes() -> Table:
-    """Pictures of no class, by every negative and scale."""
-    rows = [
-        [
-            "none" if row["scale"] == 1 else f"`emag-only`, {row['variant']}, s {row['scale']:g}",
-            "0.50" if row["scale"] == 1 else f"{row['cost']:.2f}",
-            *(f"{row[name]:.3g}" for name in _SETS),
-        ]
-        for row in load_results(unconditional.FILE)["rows"]
-    ]
-    return ["", ">× CFG", *(f">`{name}`" for name in _SETS)], rows
-
-
 def _interval(interval: Mapping[str, float]) -> str:
     return f"{interval['mean']:+.4f} [{interval['low']:+.4f} to {interval['high']:+.4f}]".replace("-", "−")
 
@@ -148,7 +144,6 @@ def evidence_tables() -> dict[str, Callable[[], Table]]:
     """Name in a marker to what makes headers and rows."""
     found: dict[str, Callable[[], Table]] = {
         "evidence": headline,
-        "evidence-unconditional": without_classes,
     }
     for name, suite in SUITES.items():
         found[f"evidence-{name}"] = partial(settings, name)
