@@ -73,7 +73,7 @@ bench-serving: $(STAMP)  ## Load three servers in turn: ours, ours one request a
 tables: $(STAMP)  ## Write the tables of README and docs from the results
 	$(BIN)/python -m benchmarks.render
 
-eval: $(STAMP)  ## What every guidance does to the pictures of the embedded models (half an hour)
+eval: $(STAMP)  ## What every guidance does to the pictures of the embedded models (40 minutes)
 	$(BIN)/python -m benchmarks.evidence
 
 accuracy: $(STAMP)  ## Measure how well guided pictures follow their prompts

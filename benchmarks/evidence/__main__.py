@@ -52,7 +52,7 @@ def results_file(name: str, *, tuned: bool = False) -> Path:
     help="Of bundles, pictures and reports.",
 )
 def main(names: tuple[str, ...], folder: Path) -> None:
-    """Compare guidance on the embedded models; half an hour on two cores."""
+    """Compare guidance on the embedded models; 40 minutes on two cores."""
     quiet_libraries()
     for name in names or SUITES:
         suite = SUITES[name]

@@ -65,7 +65,8 @@ left of, to the right of, above or below each other. The captions vary in wordin
 
 ## Training
 
-`python -m emag_export.tiny_sd3.train --out DIR`. Flow matching (velocity = noise - data); AdamW, its rate
+`python -m emag_export.tiny_sd3.train --out DIR`, from the second run on with `--start` of the model before.
+Flow matching (velocity = noise - data); AdamW, its rate
 falling linearly to zero over the last {decay:.0%} of the steps; averaged weights; an AMD EPYC CPU with two
 shared cores, bfloat16 matrix products, no GPU. The autoencoder: {vae_steps:,} steps of {vae_batch} pictures,
 {vae_minutes} minutes. The transformer and both text encoders, together:

@@ -167,7 +167,7 @@ def main(  # noqa: PLR0913
 
     A run may be stopped at any time (Ctrl-C finishes the step and saves) and goes on when the same command is
     given again; with the same seed and threads the weights equal those of an undisturbed run. The number
-    of steps may be changed on the way, as long as the last third, in which the rate falls, has not begun.
+    of steps may be changed on the way, as long as the last 62 %, in which the rate falls, have not begun.
 
     The finished pipeline is in OUT/model and loads with diffusers.StableDiffusion3Pipeline.from_pretrained.
     """

@@ -1,15 +1,12 @@
 """All pictures of a setting against reference pictures, in a space of features; numpy only."""
 
 import numpy as np
-from jaxtyping import Float
 
 from emag_export.errors import InputError
 from emag_export.evaluation.metrics.moments import fid, kid
-from emag_export.evaluation.metrics.protocol import Column, Scores
+from emag_export.evaluation.metrics.protocol import Column, Features, Scores
 
 __all__ = ["CLIP_COLUMNS", "COLUMNS", "cmmd", "neighbourhoods", "set_scores"]
-
-Features = Float[np.ndarray, "_ _"]
 
 _SIGMA = 10.0
 _SCALE = 1000.0

@@ -1,11 +1,10 @@
 """Frechet and kernel distance of two sets of features; numpy only."""
 
 import numpy as np
-from jaxtyping import Float
+
+from emag_export.evaluation.metrics.protocol import Features
 
 __all__ = ["fid", "kid"]
-
-Features = Float[np.ndarray, "_ _"]
 
 _DEGREE = 3
 

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-__all__ = ["Better", "Column", "Metric", "Pixels", "Scores", "SeedMetric", "SetMetric"]
+__all__ = ["Better", "Column", "Features", "Metric", "Pixels", "Scores", "SeedMetric", "SetMetric"]
 
 Features = Float[np.ndarray, "_ _"]
 Better = Literal["higher", "lower", "neither"]
