@@ -57,6 +57,11 @@ def require_model(model: Any) -> Family:
         ModelError: If it is of no known family, its ``forward`` takes other arguments, or it is compiled.
     """
     family = family_of_transformer(type(model).__name__)
+    if family.unguided:
+        raise ModelError(
+            f"{family.title} cannot be guided inside diffusers: {family.unguided}; build a bundle of it, which "
+            "has every guidance"
+        )
     if any(getattr(part, "_compiled_call_impl", None) is not None for part in model.modules()):
         raise ModelError(
             "the transformer is compiled, which hides its attention; guide it before torch.compile"
