@@ -75,7 +75,8 @@ def family_of_pipeline(class_name: str | None, where: str, *, purpose: str = "ex
     for family in FAMILIES.values():
         if class_name in family.pipelines:
             return family
-    known = ", ".join(f"{name} ({family.title})" for family in FAMILIES.values() for name in family.pipelines)
+    possible = [family for family in FAMILIES.values() if not (family.unguided and purpose == "guided")]
+    known = ", ".join(f"{name} ({family.title})" for family in possible for name in family.pipelines)
     raise ModelError(f"{where} is a {class_name}; only {known} can be {purpose}")
 
 
@@ -91,7 +92,8 @@ def family_of_transformer(class_name: str) -> Family:
     for family in FAMILIES.values():
         if class_name == family.transformer:
             return family
-    known = ", ".join(f"{family.transformer} ({family.title})" for family in FAMILIES.values())
+    possible = [family for family in FAMILIES.values() if not family.unguided]
+    known = ", ".join(f"{family.transformer} ({family.title})" for family in possible)
     raise ModelError(f"the transformer is a {class_name}; only {known} can be guided")
 
 

@@ -55,9 +55,9 @@ def _shape(config: Config, precision: str) -> Shape:
 
 
 def _text(config_of: Callable[[str], Config], defaults: SamplingDefaults) -> TextRange:
-    """As many tokens for every prompt; the mask says which are real."""
+    """As many tokens for every prompt; the mask says which are real. A pipeline may be opened with fewer."""
     tokens = _whole(defaults.max_sequence_length)
-    return TextRange(least=tokens, usual=tokens, most=tokens)
+    return TextRange(least=_MULTIPLE, usual=tokens, most=tokens)
 
 
 def _attentions(config: Config) -> int:
