@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emag_export.contract import GUIDANCE_INPUT, DenoiserContract
+from emag_export.contract import GUIDANCE_INPUT, DenoiserContract, TensorSpec
 from emag_export.engines.function import FunctionEngine
 from emag_export.exporter.graph.fork import Forked
 from emag_export.families import FAMILIES
@@ -28,6 +28,7 @@ from emag_export.shapes import evaluate
 from tests.conftest import BLOCKS, small_fork
 from tests.dit import CLASSES, DDIM, dit_fork
 from tests.flux import flux_fork
+from tests.z_image import z_image_fork
 
 GRID, TEXT = (3, 4), 5
 
@@ -45,6 +46,7 @@ FORKS: Mapping[str, Callable[[Variant], Forked]] = {
     "sd3": lambda variant: small_fork("sd3", variant),
     "dit": dit_fork,
     "flux": flux_fork,
+    "z_image": z_image_fork,
 }
 """Family to a small model of it, forked."""
 
@@ -111,17 +113,20 @@ def some_request(
 def _text_conditioning(
     contract: DenoiserContract, generator: torch.Generator, *, negative: bool
 ) -> Conditioning:
-    """Embeddings, and the scale of a model's embedded guidance, which both rows of an image share."""
+    """Embeddings and a mask of the real ones; the scale of an embedded guidance is the same for both rows."""
     sizes = {"trunk_rows": 1, "text": TEXT}
     scale = 5 * torch.rand(1, generator=generator)
 
+    def tensor(spec: TensorSpec) -> Tensor:
+        if spec.name == GUIDANCE_INPUT:
+            return scale
+        if spec.name.endswith("_mask"):
+            real = torch.randint(1, TEXT + 1, (1, 1), generator=generator)
+            return (torch.arange(TEXT)[None] < real).long()
+        return torch.randn(evaluate(spec.dims, sizes), generator=generator)
+
     def one() -> dict[str, Tensor]:
-        return {
-            spec.name: scale
-            if spec.name == GUIDANCE_INPUT
-            else torch.randn(evaluate(spec.dims, sizes), generator=generator)
-            for spec in contract.conditioning
-        }
+        return {spec.name: tensor(spec) for spec in contract.conditioning}
 
     return Conditioning(given=one(), negative=one() if negative else None)
 

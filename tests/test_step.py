@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 ALIKE = 1e-5
 
 
-SOME = (Variant.EMAG_Q, Variant.EMAG, Variant.SKIP)
+SOME = (Variant.EMAG_Q, Variant.IDENTITY, Variant.SKIP)
 OF_TEXT = {Variant.EMAG_I, Variant.EMAG_T}
 EVERY = [
     *(("sd3", kind) for kind in Variant),
