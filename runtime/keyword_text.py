@@ -12,7 +12,7 @@ _INTEGERS = (
     *("cfg_zero_init", "guided_channels", "random_blocks"),
 )
 _NUMBERS = ("guidance_scale", "emag_scale", "emag_beta", "emag_strength", "cfg_rescale", "blur_sigma")
-_SWITCHES = ("cfg_zero_star", "tcfg")
+_SWITCHES = ("cfg_norm", "cfg_zero_star", "tcfg")
 LISTS: Mapping[str, type] = {"emag_blocks": int, "guidance_interval": float}
 _TEXTS = ("guidance", "negative_prompt", "emag_unit")
 

@@ -20,6 +20,7 @@ __all__ = ["FIELDS", "OF_GUIDANCE", "ApiError", "api_error", "field_of"]
 OF_GUIDANCE = (
     "guidance_interval",
     "cfg_rescale",
+    "cfg_norm",
     "cfg_zero_star",
     "cfg_zero_init",
     "tcfg",
