@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from emag_export.errors import InputError
@@ -46,6 +46,7 @@ def cads(
     noise: Float[Tensor, "images tokens width"],
     gamma: float,
     config: CadsConfig,
+    real: Int[Tensor, "images tokens"] | None = None,
 ) -> Float[Tensor, "images tokens width"]:
     """Mix noise into the prompt embedding, image by image.
 
@@ -54,14 +55,26 @@ def cads(
         noise: Standard normal, same shape.
         gamma: From :func:`cads_gamma`; 1 returns ``embeds``.
         config: Settings.
+        real: 1 where a token is one of the prompt, 0 where it fills it up; None: all are.
 
     Source:
-        arXiv:2310.17347, eqs. 3 and 4; statistics over all tokens and channels of one image.
+        arXiv:2310.17347, eqs. 3 and 4; statistics over all real tokens and channels of one image.
     """
     if gamma >= 1:
         return embeds
     mixed = math.sqrt(gamma) * embeds + config.noise_scale * math.sqrt(1 - gamma) * noise
-    dims = (1, 2)
-    mean, std = embeds.mean(dim=dims, keepdim=True), embeds.std(dim=dims, keepdim=True)
-    rescaled = (mixed - mixed.mean(dim=dims, keepdim=True)) / mixed.std(dim=dims, keepdim=True) * std + mean
+    (mean, std), (mixed_mean, mixed_std) = _spread(embeds, real), _spread(mixed, real)
+    rescaled = (mixed - mixed_mean) / mixed_std * std + mean
     return config.mixing * rescaled + (1 - config.mixing) * mixed
+
+
+def _spread(embeds: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every image, [images, 1, 1]."""
+    dims = (1, 2)
+    if real is None:
+        return embeds.mean(dim=dims, keepdim=True), embeds.std(dim=dims, keepdim=True)
+    counted = real[:, :, None].to(embeds.dtype).expand_as(embeds)
+    count = counted.sum(dim=dims, keepdim=True)
+    mean = (counted * embeds).sum(dim=dims, keepdim=True) / count
+    squares = (counted * (embeds - mean).square()).sum(dim=dims, keepdim=True)
+    return mean, (squares / (count - 1)).sqrt()

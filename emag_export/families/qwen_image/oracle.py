@@ -11,6 +11,7 @@ from emag_export.families.unmodified import attention_blocks
 
 __all__ = [
     "PIPELINE_ATTRIBUTES",
+    "SEPARATE_CALLS",
     "STREAMS",
     "attention_blocks",
     "cond_rows",
@@ -24,6 +25,9 @@ STREAMS = ("encoder_hidden_states", "hidden_states")
 
 PIPELINE_ATTRIBUTES = ("transformer", "scheduler")
 """What guidance inside the pipeline reads of it."""
+
+SEPARATE_CALLS = True
+"""With true CFG the pipeline calls the model twice in a step, first with the prompt."""
 
 
 def predict(
@@ -68,5 +72,10 @@ def latents_size(inputs: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def cond_rows(pipeline: Any, inputs: Mapping[str, Any]) -> slice:
-    """Rows with the prompt in one call of the model: all."""
+    """Rows with the prompt in one call of the model: all.
+
+    Args:
+        pipeline: The ``QwenImagePipeline`` that makes the call.
+        inputs: By name in the model's ``forward``.
+    """
     return slice(0, inputs["hidden_states"].shape[0])
