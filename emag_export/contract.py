@@ -16,6 +16,7 @@ __all__ = [
     "BLUR_INPUTS",
     "CONTRACT_VERSION",
     "DTYPE_BYTES",
+    "GUIDANCE_INPUT",
     "PRECISIONS",
     "PREDICTIONS",
     "STATE_PAIRS",
@@ -45,6 +46,10 @@ STATE_PAIRS = {"ema_state": "ema_state_out"}
 keep nothing have none."""
 
 _BLOCKS_OF_ROWS = (Averaged.IMAGE_BLOCK, Averaged.TEXT_BLOCK)
+
+GUIDANCE_INPUT = "guidance"
+"""Conditioning tensor that is a number of the request and not of its prompt: the scale of a guidance that was
+distilled into the model. Float32, one per trunk row."""
 
 BLUR_INPUTS = ("blur_height", "blur_width")
 """Of kinds that blur: a matrix per side of the grid of image tokens, one for every tracked row."""
@@ -206,6 +211,11 @@ class DenoiserContract:
     def kind(self) -> KindFacts:
         """The row of the table of hard negatives."""
         return KINDS[self.variant]
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the model takes the scale of a guidance that was distilled into it."""
+        return any(tensor.name == GUIDANCE_INPUT for tensor in self.conditioning)
 
     @property
     def channels(self) -> int:
