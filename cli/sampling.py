@@ -100,6 +100,12 @@ def sampling_options(function: Decorated) -> Decorated:
             f"Default {_GUIDANCE.rescale:g}.",
         ),
         option(
+            "--cfg-norm/--no-cfg-norm",
+            default=None,
+            help="Give every image token the length that it has in the prediction given the prompt. Default: "
+            "the bundle's.",
+        ),
+        option(
             "--cfg-zero-star/--no-cfg-zero-star",
             default=None,
             help="CFG-Zero*: scale the prediction without the prompt to fit the one with it, and begin with "

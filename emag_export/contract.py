@@ -230,6 +230,13 @@ class DenoiserContract:
         return product(self.grid)
 
     @property
+    def patch(self) -> tuple[int, ...]:
+        """Latents that an image token stands for along every side: ``(2, 2)``."""
+        sizes = dict.fromkeys(symbols((*self.latents, *self.grid)), 1)
+        sides = zip(evaluate(self.latents[1:], sizes), evaluate(self.grid, sizes), strict=True)
+        return tuple(latents // tokens for latents, tokens in sides)
+
+    @property
     def fork(self) -> int:
         """First block that perturbed rows run through; all below is shared with the conditional row."""
         return self.blocks[0]

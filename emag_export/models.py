@@ -25,6 +25,8 @@ class SamplingDefaults:
     apg_scale: float = 12.0
     apg_norm_threshold: float = 7.5
     """In latent units over a whole picture, so it grows with the square root of the latents' size."""
+    cfg_norm: bool = False
+    """Every image token of a guided prediction gets the length that it has in the conditional one."""
     candidates: tuple[int, ...] = (6, 7, 8)
     """Blocks that may be perturbed."""
     emag_start: int = 250

@@ -15,7 +15,7 @@ _NUMBERS = (
     *("guidance_scale", "embedded_guidance", "cfg_rescale"),
     *("emag_scale", "emag_beta", "emag_strength", "blur_sigma"),
 )
-_SWITCHES = ("cfg_zero_star", "tcfg")
+_SWITCHES = ("cfg_norm", "cfg_zero_star", "tcfg")
 LISTS: Mapping[str, type] = {"emag_blocks": int, "guidance_interval": float}
 _TEXTS = ("guidance", "negative_prompt", "emag_unit")
 

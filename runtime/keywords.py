@@ -26,6 +26,8 @@ class SamplingKeywords(TypedDict, total=False):
     no unconditional prediction."""
     cfg_rescale: float | None
     """phi of rescaled CFG, 0 to 1."""
+    cfg_norm: bool | None
+    """Give every image token of the result the length that it has in the conditional prediction."""
     cfg_zero_star: bool | None
     """CFG-Zero*: scale the unconditional prediction to fit, and begin with a prediction of 0."""
     cfg_zero_init: int | None
@@ -71,6 +73,7 @@ _GUIDANCE = {
     "emag_scale": "emag_scale",
     "interval": "guidance_interval",
     "rescale": "cfg_rescale",
+    "norm": "cfg_norm",
     "zero_star": "cfg_zero_star",
     "zero_init": "cfg_zero_init",
     "tangential": "tcfg",

@@ -167,6 +167,7 @@ def request_of(defaults: SamplingDefaults, prompt: str) -> GenerationRequest:
             scale=defaults.guidance_scale,
             emag_scale=defaults.emag_scale,
             apg=ApgConfig(scale=defaults.apg_scale, norm_threshold=defaults.apg_norm_threshold),
+            norm=defaults.cfg_norm,
         ),
         embedded_guidance=defaults.embedded_guidance,
         windows=EmagWindows(

@@ -48,6 +48,7 @@ EXPORTING_FIXTURES = {
     "small_bundle",
     "small_pipeline",
     "exported",
+    "qwen_image_bundle",
     "float16_denoiser",
 }
 EXPORTING_FILES = {

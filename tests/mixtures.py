@@ -28,6 +28,7 @@ from emag_export.shapes import evaluate
 from tests.conftest import BLOCKS, small_fork
 from tests.dit import CLASSES, DDIM, dit_fork
 from tests.flux import flux_fork
+from tests.qwen_image import qwen_image_fork
 from tests.z_image import z_image_fork
 
 GRID, TEXT = (3, 4), 5
@@ -47,6 +48,7 @@ FORKS: Mapping[str, Callable[[Variant], Forked]] = {
     "dit": dit_fork,
     "flux": flux_fork,
     "z_image": z_image_fork,
+    "qwen_image": qwen_image_fork,
 }
 """Family to a small model of it, forked."""
 

@@ -188,6 +188,18 @@ def test_cads_leaves_the_prompt_alone_at_gamma_one() -> None:
     assert cads(embeds, torch.randn(1, 3, 4), 1.0, CadsConfig()) is embeds
 
 
+@given(SEEDS, st.floats(0, 0.9))
+def test_cads_does_not_look_at_what_fills_a_prompt_up(seed: int, gamma: float) -> None:
+    """Two prompts of three and five tokens in five: each is annealed as if alone."""
+    generator = torch.Generator().manual_seed(seed)
+    embeds, noise = (torch.randn(2, 5, 4, generator=generator) for _ in range(2))
+    real = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    mixed = cads(embeds * real[:, :, None], noise, gamma, CadsConfig(), real)
+    for image, length in enumerate((3, 5)):
+        one = slice(image, image + 1), slice(0, length)
+        close(mixed[one], cads(embeds[one], noise[one], gamma, CadsConfig()))
+
+
 @given(st.integers(1, 100))
 def test_cads_anneals_from_none_to_all(steps: int) -> None:
     config = CadsConfig()

@@ -32,13 +32,20 @@ from emag_export.serve.translate import requests_of
 WORDS: SamplingKeywords = {
     "guidance_interval": (0.25, 0.75),
     "cfg_rescale": 0.7,
+    "cfg_norm": True,
     "cfg_zero_star": True,
     "cfg_zero_init": 2,
     "tcfg": True,
     "guided_channels": 3,
 }
 GUIDANCE = Guidance(
-    interval=(0.25, 0.75), rescale=0.7, zero_star=True, zero_init=2, tangential=True, guided_channels=3
+    interval=(0.25, 0.75),
+    rescale=0.7,
+    norm=True,
+    zero_star=True,
+    zero_init=2,
+    tangential=True,
+    guided_channels=3,
 )
 REQUEST = GenerationRequest(prompt="x", height=64, width=64)
 OPTIONS = (
@@ -52,7 +59,7 @@ OPTIONS = (
         "--cfg-zero-init",
         "2",
     ),
-    *("--tcfg", "--guided-channels", "3"),
+    *("--cfg-norm", "--tcfg", "--guided-channels", "3"),
 )
 
 
@@ -64,7 +71,9 @@ def test_keywords_become_guidance_and_can_be_taken_back() -> None:
     request = amended(REQUEST, WORDS)
     assert request.guidance == GUIDANCE
     back: SamplingKeywords = {"guidance_interval": (0.0, 1.0), "cfg_rescale": 0.0, "guided_channels": 16}
-    again = amended(request, {**back, "cfg_zero_star": False, "cfg_zero_init": 1, "tcfg": False})
+    again = amended(
+        request, {**back, "cfg_norm": False, "cfg_zero_star": False, "cfg_zero_init": 1, "tcfg": False}
+    )
     assert again.guidance == Guidance(guided_channels=16)
 
 
@@ -75,7 +84,7 @@ def test_a_record_without_modifiers_is_read_as_plain_guidance() -> None:
     )
     data = json.loads(dump_record(record))
     guidance = data["request"]["guidance"]
-    for name in ("interval", "rescale", "zero_star", "zero_init", "tangential", "guided_channels"):
+    for name in ("interval", "rescale", "norm", "zero_star", "zero_init", "tangential", "guided_channels"):
         del guidance[name]
     assert read_record(PictureRecord, json.dumps(data), name="it", remedy="-") == record
     modified = replace(record, request=amended(REQUEST, WORDS))
@@ -91,7 +100,7 @@ def test_columns_of_a_table_are_keywords(tmp_path: Path) -> None:
     lines = write(tmp_path / "t.jsonl", json.dumps({"prompt": "x", **WORDS}))
     cells = write(
         tmp_path / "t.csv",
-        f"prompt,{','.join(WORDS)}\nx,0.25 0.75,0.7,true,2,True,3\n",
+        f"prompt,{','.join(WORDS)}\nx,0.25 0.75,0.7,TRUE,true,2,True,3\n",
     )
     for table in (lines, cells):
         (row,) = read_table(table)
@@ -205,8 +214,13 @@ def test_a_picture_remembers_its_modifiers(tiny_bundle: Path, tmp_path: Path) ->
     assert guidance.modifiers == GUIDANCE.modifiers
     assert run("generate", tiny_bundle, "--like", first, "-o", again, "--threads", "1").exit_code == 0
     assert again.read_bytes() == first.read_bytes()
-    off = ["--guidance-interval", "0", "1", "--cfg-rescale", "0", "--no-cfg-zero-star", "--no-tcfg"]
-    off += ["--guided-channels", str(Bundle(tiny_bundle).contract.channels)]
+    off = ["--guidance-interval", "0", "1", "--cfg-rescale", "0", "--no-cfg-norm"]
+    off += [
+        "--no-cfg-zero-star",
+        "--no-tcfg",
+        "--guided-channels",
+        str(Bundle(tiny_bundle).contract.channels),
+    ]
     assert run("generate", tiny_bundle, "--like", first, *off, "-o", plain, "--threads", "1").exit_code == 0
     assert run("generate", tiny_bundle, *picture, "-o", default, "--threads", "1").exit_code == 0
     assert np.array_equal(np.asarray(Image.open(plain)), np.asarray(Image.open(default)))

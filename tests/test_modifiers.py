@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance
 from diffusers.guiders.guider_utils import rescale_noise_cfg
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from emag_export.errors import InputError
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.interval import in_interval
+from emag_export.runtime.guidance.norm import keep_norm
 from emag_export.runtime.guidance.rescale import rescale
 from emag_export.runtime.guidance.rules import (
     GUIDANCES,
@@ -53,6 +55,25 @@ def test_a_rescaled_prediction_has_the_spread_of_the_conditional_one(seed: int) 
     spread = rescale(5 * g + 1, c, 1.0).flatten(1).std(dim=1)
     close(spread, c.flatten(1).std(dim=1))
     assert torch.equal(rescale(g, c, 0.0), g)
+
+
+@given(SEEDS, SCALES)
+def test_the_norm_of_tokens_is_kept_as_the_pipeline_does(seed: int, scale: float) -> None:
+    """The lines behind ``true_cfg_scale`` in the pipeline that does this, on latents that it packed."""
+    u, c, *_ = predictions = [row[:, :, :, :4] for row in draw(seed, 5)]
+    guidance = Guidance(name="cfg", scale=scale, norm=True)
+    guided, _ = guided_by(guidance, replace(guidance.rule, patch=(2, 2)), tuple(predictions))
+    pack = QwenImagePipeline._pack_latents
+    noise_pred, neg_noise_pred, found = (pack(row, 2, 4, 6, 4) for row in (c, u, guided))
+    comb_pred = neg_noise_pred + scale * (noise_pred - neg_noise_pred)
+    cond_norm = torch.norm(noise_pred, dim=-1, keepdim=True)
+    noise_norm = torch.norm(comb_pred, dim=-1, keepdim=True)
+    close(found, comb_pred * (cond_norm / noise_norm), ATOL)
+
+
+def test_a_token_without_a_length_stays_without_one() -> None:
+    c = torch.ones(1, 4, 2, 2)
+    assert not keep_norm(0 * c, c, (2, 2)).any() and not keep_norm(c, 0 * c, (2, 2)).any()
 
 
 @given(SEEDS, SCALES, st.integers(0, 3), st.floats(0, 1))
@@ -140,14 +161,34 @@ def test_apg_is_diffusers(
         close(x - 0.5 * guided, wanted, ATOL)
 
 
+PATCH = (2, 1)
+"""Latents of a token in these tests, unlike along its sides."""
+
 MODIFIERS = st.fixed_dictionaries(
     {
         "rescale": st.sampled_from([0.0, 0.7]),
+        "norm": st.booleans(),
         "zero_star": st.booleans(),
         "tangential": st.booleans(),
         "guided_channels": st.sampled_from([None, 3]),
     }
 )
+
+
+def with_norms_of(g: Tensor, c: Tensor) -> Tensor:
+    """Of one image, patch by patch: two latents above each other."""
+    longer = g.clone()
+    for y in range(g.shape[1] // PATCH[0]):
+        for x in range(g.shape[2] // PATCH[1]):
+            rows, columns = slice(y * PATCH[0], (y + 1) * PATCH[0]), slice(x * PATCH[1], (x + 1) * PATCH[1])
+            mine, wanted = g[:, rows, columns].norm(), c[:, rows, columns].norm()
+            longer[:, rows, columns] = g[:, rows, columns] / mine * wanted
+    return longer
+
+
+def rule_of(guidance: Guidance) -> GuidanceRule:
+    """As a plan has it."""
+    return replace(guidance.rule, patch=PATCH) if guidance.norm else guidance.rule
 
 
 def written_out(guidance: Guidance, given_: tuple[Tensor, ...]) -> Tensor:
@@ -167,6 +208,8 @@ def written_out(guidance: Guidance, given_: tuple[Tensor, ...]) -> Tensor:
             gi = ui + guidance.scale * (gi - ui)
         if guidance.rescale:
             gi = guidance.rescale * gi * ci.std() / gi.std() + (1 - guidance.rescale) * gi
+        if guidance.norm:
+            gi = with_norms_of(gi, ci)
         guided.append(gi)
     rest = whole[1][:, guidance.guided_channels :] if guidance.guided_channels else whole[1][:, :0]
     return torch.cat([torch.stack(guided), rest], dim=1).float()
@@ -177,7 +220,7 @@ def written_out(guidance: Guidance, given_: tuple[Tensor, ...]) -> Tensor:
 def test_rules_and_modifiers_combine_as_written_out(name: str, seed: int, modifiers: dict[str, Any]) -> None:
     predictions = tuple(draw(seed, 5))
     guidance = Guidance(name=name, **modifiers)
-    guided, moved = guided_by(guidance, guidance.rule, predictions)
+    guided, moved = guided_by(guidance, rule_of(guidance), predictions)
     close(guided, written_out(guidance, predictions), ATOL)
     assert torch.equal(moved, predictions[4])
 
@@ -187,9 +230,10 @@ def test_rules_and_modifiers_combine_as_written_out(name: str, seed: int, modifi
 def test_images_are_guided_as_alone(name: str, seed: int, modifiers: dict[str, Any]) -> None:
     predictions = tuple(draw(seed, 5, images=3))
     guidance = Guidance(name=name, **modifiers)
-    together = guided_by(guidance, guidance.rule, predictions)
+    rule = rule_of(guidance)
+    together = guided_by(guidance, rule, predictions)
     for image in range(3):
-        alone = guided_by(guidance, guidance.rule, tuple(tensor[image : image + 1] for tensor in predictions))
+        alone = guided_by(guidance, rule, tuple(tensor[image : image + 1] for tensor in predictions))
         for both, one in zip(together, alone, strict=True):
             close(both[image : image + 1], one, ATOL)
 
@@ -199,17 +243,18 @@ def test_images_are_guided_as_alone(name: str, seed: int, modifiers: dict[str, A
 def test_channels_that_are_not_guided_do_not_matter(name: str, seed: int) -> None:
     """The first three are guided as if there were no fourth, which is the conditional prediction's."""
     predictions = tuple(draw(seed, 5))
-    guidance = Guidance(name=name, guided_channels=3, rescale=0.5, zero_star=True, tangential=True)
-    guided, moved = guided_by(guidance, guidance.rule, predictions)
+    guidance = Guidance(name=name, guided_channels=3, rescale=0.5, norm=True, zero_star=True, tangential=True)
+    guided, moved = guided_by(guidance, rule_of(guidance), predictions)
     three = tuple(tensor[:, :3] for tensor in predictions)
-    alone = guided_by(guidance, guidance.rule, three)
+    alone = guided_by(guidance, rule_of(guidance), three)
     assert torch.equal(guided[:, :3], alone[0]) and torch.equal(moved[:, :3], alone[1])
     assert torch.equal(guided[:, 3:], predictions[1][:, 3:])
     assert torch.equal(moved[:, 3:], predictions[4][:, 3:])
     every = replace(guidance, guided_channels=4)
     of_all = replace(guidance, guided_channels=None)
     assert torch.equal(
-        guided_by(every, every.rule, predictions)[0], guided_by(of_all, of_all.rule, predictions)[0]
+        guided_by(every, rule_of(every), predictions)[0],
+        guided_by(of_all, rule_of(of_all), predictions)[0],
     )
 
 
@@ -275,11 +320,12 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 def test_modifiers_are_said_in_words() -> None:
     assert Guidance().modifiers == ()
     assert Guidance(
-        interval=(0.0, 0.5), tangential=True, zero_star=True, rescale=0.7, guided_channels=3
+        interval=(0.0, 0.5), tangential=True, zero_star=True, rescale=0.7, norm=True, guided_channels=3
     ).modifiers == (
         "interval 0 to 0.5",
         "TCFG",
         "CFG-Zero*, 1 zero steps",
         "rescale 0.7",
+        "norm of c",
         "first 3 channels",
     )

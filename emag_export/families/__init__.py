@@ -13,6 +13,7 @@ from emag_export.errors import ContractError, ModelError
 from emag_export.families.dit import DIT
 from emag_export.families.family import Config, Family
 from emag_export.families.flux import FLUX
+from emag_export.families.qwen_image import QWEN_IMAGE
 from emag_export.families.sd3 import SD3
 from emag_export.families.z_image import Z_IMAGE
 from emag_export.kinds import Variant
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.name: family for family in (SD3, DIT, FLUX, Z_IMAGE)}
+    {family.name: family for family in (SD3, DIT, FLUX, Z_IMAGE, QWEN_IMAGE)}
 )
 """By ``contract.family``."""
 

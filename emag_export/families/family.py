@@ -95,6 +95,8 @@ class Component:
     check: tuple[Sizes, ...]
     tokenizer: str | None = None
     """Folder of the tokenizer that feeds it."""
+    added_tokens: int = 0
+    """Of a template around every prompt, where it takes more of them than ``max_sequence_length``."""
     label: str
     """What people call it."""
     optional: str | None = None

@@ -63,7 +63,13 @@ class Texts(Protocol):
         """Whether the bundle has this text encoder."""
 
     def tokens(self, encoder: str, prompt: str, limit: int | None = None) -> tuple[Tensor, str]:
-        """Token ids of a prompt, [1, limit], and the text that did not fit; None: the tokenizer's limit."""
+        """Token ids of a prompt, [1, limit], filled up on the right, and the text that did not fit.
+
+        A limit of None is the tokenizer's own.
+        """
+
+    def length(self, encoder: str, prompt: str) -> int:
+        """Tokens of a prompt, however many, without those that :meth:`tokens` fills up with."""
 
     def message(self, encoder: str, prompt: str, limit: int) -> tuple[Tensor, str]:
         """Token ids of a conversation, [1, up to limit], and the text of the prompt that did not fit.

@@ -21,6 +21,7 @@ OF_GUIDANCE = (
     "embedded_guidance",
     "guidance_interval",
     "cfg_rescale",
+    "cfg_norm",
     "cfg_zero_star",
     "cfg_zero_init",
     "tcfg",

@@ -50,6 +50,11 @@ class EmagOptions(BaseModel):
         default=None,
         description="phi of rescaled CFG, 0 to 1: keep the spread of the conditional prediction.",
     )
+    cfg_norm: bool | None = Field(
+        default=None,
+        description="Give every image token the length that it has in the conditional prediction; left out, "
+        "as the model's defaults say.",
+    )
     cfg_zero_star: bool | None = Field(
         default=None, description="CFG-Zero*: scale the unconditional prediction, and begin with one of 0."
     )

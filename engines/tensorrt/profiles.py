@@ -14,6 +14,7 @@ from emag_export.engines.tensorrt.options import (
     SizeRange,
 )
 from emag_export.errors import Call, ContractError, InputError
+from emag_export.families import family_of
 from emag_export.kinds import Averaged
 from emag_export.models import SamplingDefaults
 from emag_export.shapes import Sizes, evaluate, symbols
@@ -80,7 +81,8 @@ def profiles_of(
     if spec.name != DENOISER:
         # Prompts are encoded, and pictures decoded, one by one: their neighbours shall not change them.
         ranges = {"rows": _up_to(1)}
-        ranges |= {"tokens": _up_to(model.defaults.max_sequence_length)}
+        added = family_of(model.contract).component(spec.name).added_tokens
+        ranges |= {"tokens": _up_to(model.defaults.max_sequence_length + added)}
         pixels = model.geometry.pixels_per_latent
         ranges |= {"h": height.divided(pixels, _RANGES[0]), "w": width.divided(pixels, _RANGES[1])}
         return ({name: ranges[name] for name in spec.symbols},)

@@ -15,6 +15,7 @@ from emag_export.runtime.guidance.apg import ApgConfig, ApgTerms, apg
 from emag_export.runtime.guidance.cads import CadsConfig
 from emag_export.runtime.guidance.clean import Clean, Number
 from emag_export.runtime.guidance.interval import WHOLE_RUN, in_interval, require_interval
+from emag_export.runtime.guidance.norm import keep_norm
 from emag_export.runtime.guidance.rescale import rescale
 from emag_export.runtime.guidance.tangential import tangential
 from emag_export.runtime.guidance.zero_star import optimised_scale
@@ -77,6 +78,9 @@ class GuidanceRule:
     """CFG-Zero*: the unconditional prediction is then scaled to fit the conditional one."""
     rescaled: bool = False
     """The result is brought back to the spread of the conditional prediction."""
+    patch: tuple[int, ...] | None = None
+    """Latents of an image token along every side, where each gets the length that it has in the conditional
+    prediction; None where it need not."""
     zeroed: bool = False
     """The first steps of CFG-Zero*: the result is 0."""
     channels: int | None = None
@@ -119,6 +123,8 @@ class Guidance:
     Elsewhere w is 1 and no unconditional row is sent; see :mod:`emag_export.runtime.guidance.interval`."""
     rescale: float = 0.0
     """phi of rescaled CFG: 0 is none, 1 keeps the spread of the conditional prediction."""
+    norm: bool = False
+    """Every image token of the result gets the length that it has in the conditional prediction."""
     zero_star: bool = False
     """CFG-Zero*."""
     zero_init: int = 1
@@ -144,7 +150,7 @@ class Guidance:
 
     @property
     def rule(self) -> GuidanceRule:
-        """The row of the table, with what this guidance adds to it."""
+        """The row of the table, with what this guidance adds to it; ``patch`` is for a plan to say."""
         return replace(
             GUIDANCES[self.name],
             tangential=self.tangential,
@@ -162,6 +168,7 @@ class Guidance:
             "TCFG": self.tangential,
             f"CFG-Zero*, {self.zero_init} zero steps": self.zero_star,
             f"rescale {self.rescale:g}": self.rescale > 0,
+            "norm of c": self.norm,
             f"first {self.guided_channels} channels": self.guided_channels is not None,
         }
         return tuple(name for name, is_given in given.items() if is_given)
@@ -269,4 +276,6 @@ def _combined(
             guided = cfg(uncond, guided, terms.scale)
     if rule.rescaled:
         guided = rescale(guided, cond, terms.rescale)
+    if rule.patch is not None:
+        guided = keep_norm(guided, cond, rule.patch)
     return torch.zeros_like(guided) if rule.zeroed else guided, momentum

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from emag_export.contract import DenoiserContract
@@ -233,6 +233,12 @@ def _require_fit(guidance: Guidance, contract: DenoiserContract, steps: int) -> 
         )
 
 
+def _rule_of(contract: DenoiserContract, guidance: Guidance, index: int, steps: int) -> GuidanceRule:
+    """Of one step, with what it must know of the model."""
+    rule = guidance.rule_at(index, steps)
+    return replace(rule, patch=contract.patch) if guidance.norm else rule
+
+
 def make_plan(
     contract: DenoiserContract,
     schedule: Schedule,
@@ -269,7 +275,7 @@ def make_plan(
             PlannedStep(
                 index=index,
                 phase=phase,
-                rule=guidance.rule_at(index, schedule.steps),
+                rule=_rule_of(contract, guidance, index, schedule.steps),
                 timestep=schedule.timesteps[index],
                 sigma=schedule.sigmas[index],
                 ema_step=0.0 if not tracking else 1 - windows.beta if started else 1.0,

@@ -113,7 +113,12 @@ class PromptEncoder:
         tokenizer = self._tokenizers[encoder]
         limit = tokenizer.model_max_length if limit is None else limit
         tokens = tokenizer(
-            [prompt], padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+            [prompt],
+            padding="max_length",
+            padding_side="right",
+            max_length=limit,
+            truncation=True,
+            return_tensors="pt",
         ).input_ids
         whole = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         room = limit - tokenizer.num_special_tokens_to_add()
@@ -139,3 +144,7 @@ class PromptEncoder:
         cut, behind = tokenizer.decode(whole[limit:]), text[text.rfind(prompt) + len(prompt) :]
         unseen = "" if behind.endswith(cut) else cut.removesuffix(behind).strip()
         return torch.tensor([whole[:limit]]), unseen
+
+    def length(self, encoder: str, prompt: str) -> int:
+        """See :class:`~emag_export.families.texts.Texts`."""
+        return len(self._tokenizers[encoder](prompt, verbose=False).input_ids)

@@ -41,6 +41,7 @@ export function requestBody(values, guidance) {
     emag: given({
       guidance,
       guidance_interval: numbers(values["emag.guidance_interval"]),
+      cfg_norm: { true: true, false: false }[values["emag.cfg_norm"]],
       cfg_zero_star: values["emag.cfg_zero_star"] === "true" || undefined,
       tcfg: values["emag.tcfg"] === "true" || undefined,
       ...emag(GUIDANCE_NUMBERS),

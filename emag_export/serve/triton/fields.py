@@ -42,7 +42,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
         *("guidance_scale", "embedded_guidance", "guidance_interval", "cfg_rescale"),
         *("emag_scale", "emag_beta", "emag_strength", "blur_sigma"),
     ),
-    "BOOL": ("cfg_zero_star", "tcfg"),
+    "BOOL": ("cfg_norm", "cfg_zero_star", "tcfg"),
 }
 """Triton's type to the keywords that have it."""
 
