@@ -16,6 +16,7 @@ __all__ = [
     "BLUR_INPUTS",
     "CONTRACT_VERSION",
     "DTYPE_BYTES",
+    "GUIDANCE_INPUT",
     "PRECISIONS",
     "PREDICTIONS",
     "STATE_PAIRS",
@@ -46,6 +47,10 @@ keep nothing have none."""
 
 _BLOCKS_OF_ROWS = (Averaged.IMAGE_BLOCK, Averaged.TEXT_BLOCK)
 
+GUIDANCE_INPUT = "guidance"
+"""Conditioning tensor that is a number of the request and not of its prompt: the scale of a guidance that was
+distilled into the model. Float32, one per trunk row."""
+
 BLUR_INPUTS = ("blur_height", "blur_width")
 """Of kinds that blur: a matrix per side of the grid of image tokens, one for every tracked row."""
 
@@ -72,6 +77,11 @@ class TensorSpec:
             symbols(self.dims)
         except ContractError as error:
             raise ContractError(f"{self.name}: {error}") from error
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it says which tokens are real: 1 for a prefix of at least one, 0 for padding behind it."""
+        return self.below == 2 and self.name.endswith("_mask")
 
     def nbytes(self, sizes: Sizes) -> int:
         """Bytes this tensor takes at the given sizes."""
@@ -208,6 +218,11 @@ class DenoiserContract:
     def kind(self) -> KindFacts:
         """The row of the table of hard negatives."""
         return KINDS[self.variant]
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the model takes the scale of a guidance that was distilled into it."""
+        return any(tensor.name == GUIDANCE_INPUT for tensor in self.conditioning)
 
     @property
     def channels(self) -> int:

@@ -12,6 +12,7 @@ from emag_export.contract import DenoiserContract
 from emag_export.errors import ContractError, ModelError
 from emag_export.families.dit import DIT
 from emag_export.families.family import Config, Family
+from emag_export.families.flux import FLUX
 from emag_export.families.sd3 import SD3
 from emag_export.families.z_image import Z_IMAGE
 from emag_export.kinds import Variant
@@ -28,7 +29,9 @@ __all__ = [
     "sampling_defaults",
 ]
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (SD3, DIT, Z_IMAGE)})
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {family.name: family for family in (SD3, DIT, FLUX, Z_IMAGE)}
+)
 """By ``contract.family``."""
 
 KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(

@@ -10,7 +10,8 @@ graph      ``blocks(model)``: the denoiser cut into embed, blocks and head    ex
 prompt     ``encode(prompt, texts)``: what the text encoders' outputs become  runtime
 oracle     ``predict``, ``attention_blocks``, ``image_tokens`` and           reference
            ``STREAMS`` of the *unmodified* model; ``latents_size``,
-           ``cond_rows`` and ``PIPELINE_ATTRIBUTES`` of its pipeline's calls  diffusers_guidance
+           ``cond_rows``, ``SEPARATE_CALLS`` and ``PIPELINE_ATTRIBUTES`` of
+           its pipeline's calls                                               diffusers_guidance
 ========== ================================================================== ===========================
 """
 
@@ -167,6 +168,8 @@ class Family:
     """Folder of a tokenizer to its longest text."""
     vocabulary: str = ""
     """Folder in this package with tokenizers for models with random weights."""
+    vocabulary_folders: Mapping[str, str] = field(default_factory=dict)
+    """Folder of a tokenizer to its folder there, where the names differ."""
     single_file: str | None = None
     """``module:function`` that opens a checkpoint of one file; None where there is no such format."""
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.contract import TensorSpec
+from emag_export.contract import GUIDANCE_INPUT, TensorSpec
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.engines.registry import EngineOpener
 from emag_export.exporter.eager import open_eager, source_of
+from emag_export.exporter.graph.examples import random_mask
 from emag_export.exporter.source.load import load_recorded
 from emag_export.families.source_model import SourceModel
 from emag_export.families.texts import Cut, Encoded
@@ -157,6 +158,7 @@ def random_encoder(bundle: Bundle) -> Encode:
         tensors = {
             tensor.name: torch.cat([_random(tensor, sizes, generator) for generator in generators])
             for tensor in contract.conditioning
+            if tensor.name != GUIDANCE_INPUT
         }
         return Encoded(tensors=tensors, cut=(Cut(),) * len(prompts))
 
@@ -165,6 +167,8 @@ def random_encoder(bundle: Bundle) -> Encode:
 
 def _random(tensor: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Tensor:
     shape = evaluate(tensor.dims, sizes)
+    if tensor.is_mask:
+        return random_mask(shape, generator)
     if tensor.below is not None:
         return torch.randint(0, tensor.below, shape, generator=generator)
     return torch.randn(shape, generator=generator).to(TORCH_DTYPES[tensor.dtype])

@@ -109,12 +109,12 @@ def _queries(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor 
 
 def _rows(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
     """Softmax rows of the image queries over all keys are X."""
-    maps, attended = _maps(probe, query, key, value, mask)
+    maps, values, attended = _maps(probe, query, key, value, mask)
     live = maps.clone()
     average = probe.accumulate(live)
     for row, strength in probe.perturbed():
         maps[row] = (1 - strength) * live[row] + strength * average[row]
-    attended[probe.cond, :, probe.image] = maps.to(value.dtype) @ value[probe.cond]
+    attended[probe.cond, :, probe.image] = maps.to(value.dtype) @ values
     return attended
 
 
@@ -129,17 +129,15 @@ def _text_block(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tens
 
 
 def _block(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None, *, text: bool) -> Heads:
-    maps, attended = _maps(probe, query, key, value, mask)
-    columns = torch.zeros(maps.shape[-1], dtype=torch.bool)
-    columns[probe.image] = True
-    tokens = int(columns.sum())
-    columns = ~columns if text else columns
+    maps, values, attended = _maps(probe, query, key, value, mask)
+    tokens = maps.shape[-2]
+    columns = slice(tokens, None) if text else slice(0, tokens)
     live = maps[..., columns].clone()
     average = probe.accumulate(live)
     for row, strength in probe.perturbed():
         maps[row, ..., columns] = (1 - strength) * live[row] + strength * average[row]
         maps[row] = _renormalised(maps[row], tokens, probe.renorm)
-    attended[probe.cond, :, probe.image] = maps.to(value.dtype) @ value[probe.cond]
+    attended[probe.cond, :, probe.image] = maps.to(value.dtype) @ values
     return attended
 
 
@@ -199,14 +197,20 @@ def left_out(probe: Probe, before: Tensor, after: Tensor) -> Tensor:
 
 def _maps(
     probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None
-) -> tuple[Float[Tensor, "images heads queries keys"], Heads]:
-    """Maps of the conditional rows' image queries in float32, and ordinary attention of all rows."""
+) -> tuple[Float[Tensor, "images heads queries keys"], Float[Tensor, "images heads keys head_dim"], Heads]:
+    """Maps of the conditional rows' image queries, their values, and ordinary attention of all rows.
+
+    Keys and values of image tokens come first, as in the contract, wherever the model has them.
+    """
     attended = scaled_dot_product_attention(query, key, value, attn_mask=mask).clone()
     scores = query[probe.cond, :, probe.image].float() @ key[probe.cond].float().transpose(2, 3)
     scores = scores / query.shape[-1] ** 0.5
     if mask is not None:
         scores = _masked(scores, mask[probe.cond], probe.image)
-    return torch.softmax(scores, dim=-1), attended
+    places = torch.arange(key.shape[2], device=key.device)
+    image = places[probe.image]
+    order = torch.cat([image, places[~torch.isin(places, image)]])
+    return torch.softmax(scores, dim=-1)[..., order], value[probe.cond][:, :, order], attended
 
 
 def _masked(scores: Float[Tensor, "images heads queries keys"], mask: Tensor, image: slice) -> Tensor:

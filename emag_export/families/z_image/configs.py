@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from emag_export.families.autoencoder import kl_config
+
 __all__ = ["CLASSES", "CONFIGS", "PARAMETERS", "TOKEN_LIMITS"]
 
 Config = Mapping[str, Any]
@@ -56,26 +58,6 @@ _QWEN3_4B: Config = MappingProxyType(
         "tie_word_embeddings": True,
     }
 )
-_VAE: Config = MappingProxyType(
-    {
-        "_class_name": "AutoencoderKL",
-        "in_channels": 3,
-        "out_channels": 3,
-        "latent_channels": 16,
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-        "norm_num_groups": 32,
-        "act_fn": "silu",
-        "sample_size": 1024,
-        "scaling_factor": 0.3611,
-        "shift_factor": 0.1159,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-        "force_upcast": True,
-    }
-)
 
 
 def _pipeline(shift: float, transformer: Config) -> Mapping[str, Config]:
@@ -88,7 +70,7 @@ def _pipeline(shift: float, transformer: Config) -> Mapping[str, Config]:
         {
             "transformer": transformer,
             "text_encoder": _QWEN3_4B,
-            "vae": _VAE,
+            "vae": kl_config(scaling_factor=0.3611, shift_factor=0.1159),
             "scheduler": MappingProxyType(scheduler),
         }
     )

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from emag_export.errors import ModelError
 from emag_export.families.masks import hide_padding
-from emag_export.families.packing import PATCH, grid_of
+from emag_export.families.packed import PATCH
+from emag_export.families.packing import grid_of
 from emag_export.families.protocol import Attend, Flow, Heads, plain
 from emag_export.families.rotary import grid_rows, rotate
 

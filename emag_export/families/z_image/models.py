@@ -52,14 +52,14 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
             precision="bfloat16",
             defaults=_BASE,
         ),
-        # Distilled: the example of diffusers' ZImagePipeline has 8 steps and guidance 0, which is w = 1, so
-        # only EMAG guides.
+        # Distilled: the example of diffusers' ZImagePipeline has 8 steps and guidance 0, which is w = 1. So
+        # EMAG guides alone, with the scale of Flux.1, which is distilled too.
         "z-image-turbo": KnownModel(
             source="Tongyi-MAI/Z-Image-Turbo",
             summary="Z-Image Turbo, 6.2 B parameters, eight steps",
             blocks=30,
             precision="bfloat16",
-            defaults=replace(_BASE, steps=8, guidance_scale=1.0),
+            defaults=replace(_BASE, steps=8, guidance="emag-only", guidance_scale=1.0, emag_scale=3.0),
         ),
     }
 )
