@@ -78,6 +78,11 @@ class TensorSpec:
         except ContractError as error:
             raise ContractError(f"{self.name}: {error}") from error
 
+    @property
+    def is_mask(self) -> bool:
+        """Whether it says which tokens are real: 1 for a prefix of at least one, 0 for padding behind it."""
+        return self.below == 2 and self.name.endswith("_mask")
+
     def nbytes(self, sizes: Sizes) -> int:
         """Bytes this tensor takes at the given sizes."""
         count = 1

@@ -69,7 +69,7 @@ LONG = (
     "a very large red circle on a very small blue background, painted in oil by somebody who was in a hurry"
 )
 
-# Behind a mask diffusers' model is called with fewer keys, and sums in another order: measured 2e-6.
+# Sums in another order, of maps that are computed anew or of fewer keys: measured 1.6e-6.
 ROUNDING = 2e-5
 
 
@@ -224,16 +224,16 @@ def test_numbers_of_parameters() -> None:
 
 
 def test_half_precision_keeps_scores_in_float32() -> None:
-    """Of heads that share keys and values, too. Float16 weights of size 0.1 to 2: measured 4e-3 of 4."""
+    """Of heads that share keys and values, too. Rounded weights: measured 6e-5 of states up to 0.08."""
     tokens = torch.arange(9)[None] % 7
     with torch.inference_mode():
         wanted = Qwen3Encoder(small_qwen3())(tokens)
         got = Qwen3Encoder(small_qwen3().half())(tokens)
-    torch.testing.assert_close(got.float(), wanted, rtol=0, atol=2e-2)
+    torch.testing.assert_close(got.float(), wanted, rtol=0, atol=5e-4)
 
 
 def test_prompts_are_those_of_the_pipeline(z_image_bundle: Path) -> None:
-    """Float32 sums of another library, and of a text without its padding: measured 2e-6 of 4."""
+    """Float32 sums of another library, and of a text without its padding: measured 3e-8 of 0.08."""
     pipeline, prompts = z_image_pipeline(), ["a red circle", "", LONG]
     with torch.inference_mode():
         wanted, _ = pipeline.encode_prompt(
@@ -246,7 +246,7 @@ def test_prompts_are_those_of_the_pipeline(z_image_bundle: Path) -> None:
     for row, expected in enumerate(wanted):
         length = expected.shape[0]
         assert mask[row].tolist() == [1] * length + [0] * (64 - length)
-        torch.testing.assert_close(states[row, :length], expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(states[row, :length], expected, rtol=0, atol=1e-6)
         assert not states[row, length:].any()
     assert [str(cut) for cut in encoded.cut[:2]] == ["", ""]
     assert LONG.endswith(str(encoded.cut[2])) and len(str(encoded.cut[2])) > 40
@@ -271,7 +271,7 @@ def test_a_picture_is_that_of_the_pipeline(z_image_bundle: Path, scale: float) -
         )
     got = np.asarray(picture.convert("RGB")) / 255
     assert got.shape == (40, 56, 3)
-    # Half of a step of 8 bits is 2e-3; latents of both are within 2e-5.
+    # Half of a step of 8 bits is 1.96e-3, and that was measured; latents of both differ by 2e-4 at most.
     assert np.abs(got - drawn).max() < 2.1e-3
 
 

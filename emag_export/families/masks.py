@@ -1,7 +1,8 @@
 """Padding behind a mask: what a family with texts of different lengths makes of the mask of its prompts.
 
-A conditioning tensor ``NAME_mask`` of 0 and 1, [trunk_rows, text], says which tokens of ``NAME`` are real.
-They are a prefix, and at least one. Nothing attends to the others, so what they hold does not matter.
+A conditioning tensor ``NAME_mask``, [trunk_rows, text], says which tokens of ``NAME`` are real; see
+:attr:`~emag_export.contract.TensorSpec.is_mask`. Nothing attends to the others, so what they hold does not
+matter.
 """
 
 import torch

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from emag_export.contract import TensorSpec
 from emag_export.families.autoencoder import KL_DECODER, KL_ENCODER, kl_latents
 from emag_export.families.family import Config, Family, Shape
+from emag_export.families.packed import PATCH
 from emag_export.families.z_image.components import QWEN3
 from emag_export.families.z_image.configs import CLASSES, CONFIGS, PARAMETERS, TOKEN_LIMITS
 from emag_export.families.z_image.models import MODELS, NEGATIVES, defaults_of
@@ -43,7 +44,7 @@ def _shape(config: Config, precision: str) -> Shape:
         num_blocks=config["n_layers"],
         heads=config["n_heads"],
         head_dim=config["dim"] // config["n_heads"],
-        latents=(config["in_channels"], "2*h", "2*w"),
+        latents=(config["in_channels"], f"{PATCH}*h", f"{PATCH}*w"),
         out_channels=config["in_channels"],
         grid=("h", "w"),
         keys="h*w+text",

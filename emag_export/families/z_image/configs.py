@@ -71,7 +71,7 @@ def _pipeline(shift: float, transformer: Config) -> Mapping[str, Config]:
         {
             "transformer": transformer,
             "text_encoder": _QWEN3_4B,
-            "vae": _VAE,
+            "vae": kl_config(scaling_factor=0.3611, shift_factor=0.1159),
             "scheduler": MappingProxyType(scheduler),
         }
     )
