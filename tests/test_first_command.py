@@ -128,9 +128,9 @@ def test_weights_are_gone_when_files_are_hashed(
         modules.append(weakref.ref(module))
         return module, sizes
 
-    def hashed(root: Path) -> Any:
+    def hashed(root: Path, *hash_of: Any) -> Any:
         assert [ref() for ref in modules] == [None] * len(modules)
-        return records(root)
+        return records(root, *hash_of)
 
     monkeypatch.setattr(export_module, "_load", loaded)
     monkeypatch.setattr(staging, "file_records", hashed)
