@@ -21,8 +21,9 @@ VERIFIED_BYTES = 2 << 30
 _LIBRARIES = 600 * 10**6
 """PyTorch, diffusers and onnx, and a traced graph without its weights."""
 
-_UNREAD = 1000 * 10**6
-"""The graph of a large model, and its largest weights while they are converted and written."""
+_UNREAD, _UNREAD_SHARE = 800 * 10**6, 0.035
+"""Of an export that leaves its large weights unread: tables of positions while they are computed, the graph,
+and a weight while it is converted and written. These grow with the model, the latter as a share of it."""
 
 _CHECKING = 1.5
 """Times the float32 weights that onnxruntime takes while a graph is checked: it computes half precision in
@@ -87,7 +88,7 @@ def _memory(plan: BuildPlan, written: float, *, whole: bool) -> float:
     """
     checked = written <= VERIFIED_BYTES
     float32 = written * DTYPE_BYTES["float32"] / DTYPE_BYTES[plan.contract.precision]
-    held = written if whole or checked else _UNREAD
+    held = written if whole or checked else _UNREAD + _UNREAD_SHARE * written
     return _LIBRARIES + held + checked * _CHECKING * float32
 
 

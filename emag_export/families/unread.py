@@ -112,10 +112,12 @@ def unread_files(
                 return None
             places[found] = stored[found][0]
             names.update((name, found) for name, _ in group)
-    computed = {name: tensor for name, tensor in model.state_dict().items() if name not in names}
 
     def read(name: str) -> Tensor:
-        return computed[name] if name in computed else _read(places[names[name]], names[name])
+        if name in names:
+            return _read(places[names[name]], names[name])
+        computed: Tensor = model.state_dict()[name]
+        return computed
 
     return Unread(model=model, read=read)
 

@@ -119,7 +119,7 @@ class Reserved:
             entry = self._entry(self._start + os.lseek(self._descriptor, 0, os.SEEK_DATA))
             raise ExportError(
                 f"the export looked at {entry.name} {tuple(entry.tensor.shape)}, or a weight near it, before "
-                "it was read; please report this model, with the versions that `doctor` shows"
+                "it was read; please report this model, and the versions of PyTorch and onnxscript"
             )
 
 

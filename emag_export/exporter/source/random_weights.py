@@ -57,15 +57,16 @@ def unread_random(kind: Any, config: Mapping[str, Any], *, dtype: torch.dtype, s
     with torch.random.fork_rng(devices=[]), _Recorded() as recorded:
         torch.manual_seed(seed)
         model = skeleton(kind, config, dtype)
-    state = dict(model.state_dict())
+    unmade = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_meta}
     first: dict[int, str] = {}
-    for name, tensor in state.items():
+    for name, tensor in unmade.items():
         first.setdefault(storage_of(tensor), name)
 
     def read(name: str) -> Tensor:
-        tensor: Tensor = state[name]
-        if tensor.device.type != "meta":
-            return tensor
+        if name not in unmade:
+            computed: Tensor = model.state_dict()[name]
+            return computed
+        tensor = unmade[name]
         digest = hashlib.sha256(f"{seed} {first[storage_of(tensor)]}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         again: Tensor = recorded.again(tensor, generator)
