@@ -13,6 +13,7 @@ import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from rich.console import Console
 
+from benchmarks.masked import masked_fork
 from benchmarks.results import FOLDER, write_results
 from emag_export.contract import DenoiserContract
 from emag_export.engines.tensorrt.builder import build_plan
@@ -29,21 +30,29 @@ RESULTS = FOLDER / "fusion.json"
 _EXAMPLE = {"trunk_rows": 2, "rows": 3, "tracked": 2, "h": 4, "w": 6, "text": 5}
 _SIDES = (32, 64)
 _CASES = (
-    (Variant.EMAG_Q, 2, (1,)),
-    (Variant.EMAG, 2, (1,)),
-    (Variant.EMAG, 8, (1,)),
-    (Variant.EMAG, 8, (1, 2)),
+    (Variant.EMAG_Q, 2, (1,), False),
+    (Variant.EMAG_Q, 2, (1,), True),
+    (Variant.EMAG, 2, (1,), False),
+    (Variant.EMAG, 2, (1,), True),
+    (Variant.EMAG, 8, (1,), False),
+    (Variant.EMAG, 8, (1, 2), False),
 )
-"""Variant, heads, candidate blocks."""
+"""Variant, heads, candidate blocks, and whether text is padded behind a mask."""
 
 
 def axes() -> dict[str, Any]:
     """What is varied."""
-    cases = [{"variant": str(v), "heads": heads, "candidates": len(blocks)} for v, heads, blocks in _CASES]
+    cases = [_named(*case) for case in _CASES]
     return {"case": cases, "tokens": [side**2 for side in _SIDES]}
 
 
-def small_fork(variant: Variant, *, heads: int = 2, blocks: tuple[int, ...] = (1,)) -> Forked:
+def _named(variant: Variant, heads: int, blocks: tuple[int, ...], masked: bool) -> dict[str, Any]:
+    return {"variant": str(variant), "heads": heads, "candidates": len(blocks), "masked": masked}
+
+
+def small_fork(
+    variant: Variant, *, heads: int = 2, blocks: tuple[int, ...] = (1,), masked: bool = False
+) -> Forked:
     """A half-precision fork with one block before the candidates and one behind them."""
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
@@ -61,7 +70,8 @@ def small_fork(variant: Variant, *, heads: int = 2, blocks: tuple[int, ...] = (1
     )
     model = model.half().eval().requires_grad_(False)
     contract = FAMILIES["sd3"].contract(model.config, variant=variant, blocks=blocks, precision="float16")
-    return fork(model, contract)
+    forked = fork(model, contract)
+    return masked_fork(forked) if masked else forked
 
 
 def export(forked: Forked, path: Path) -> None:
@@ -98,13 +108,14 @@ def main() -> None:
     output: Path = parser.parse_args().output
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, (variant, heads, blocks) in enumerate(_CASES):
-            forked = small_fork(variant, heads=heads, blocks=blocks)
+        for number, case in enumerate(_CASES):
+            variant, heads, blocks, masked = case
+            forked = small_fork(variant, heads=heads, blocks=blocks, masked=masked)
             path = Path(folder) / f"{number}" / "m.onnx"
             export(forked, path)
             for side in _SIDES:
                 found = scratch(path, forked.contract, side)
-                row = {"variant": str(variant), "heads": heads, "candidates": len(blocks), "tokens": side**2}
+                row = {**_named(*case), "tokens": side**2}
                 rows.append({**row, "bytes": found, "maps": round(found / one_map(heads, side), 2)})
                 Console().print(rows[-1])
     write_results(output, command="python -m benchmarks.fusion", axes=axes(), target="sm89", cases=rows)

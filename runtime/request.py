@@ -84,7 +84,13 @@ def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:
         )
     tokens, contract = request.image_tokens(bundle), bundle.contract
     scheduler = bundle.config("scheduler", "scheduler_config.json")
-    schedule = schedule_of(scheduler, request.steps, tokens, prediction=contract.prediction)
+    schedule = schedule_of(
+        scheduler,
+        request.steps,
+        tokens,
+        prediction=contract.prediction,
+        sigmas=bundle.family.sigmas,
+    )
     choose = choose_blocks(contract, request)
     return make_plan(contract, schedule, request.guidance, request.windows, choose)
 

@@ -18,12 +18,12 @@ HEADS = 2
 
 
 @pytest.fixture(scope="session")
-def scratch(shared_folder: Path) -> Callable[[Variant, int], int]:
-    """(variant, side in tokens) to scratch bytes of a half-precision fork with three branch rows."""
+def scratch(shared_folder: Path) -> Callable[..., int]:
+    """(variant, side in tokens, masked) to scratch bytes of a half-precision fork with three branch rows."""
 
-    def measure(variant: Variant, side: int) -> int:
-        forked = small_fork(variant, heads=HEADS)
-        path = shared_folder / "fusion" / str(variant) / "model.onnx"
+    def measure(variant: Variant, side: int, masked: bool = False) -> int:
+        forked = small_fork(variant, heads=HEADS, masked=masked)
+        path = shared_folder / "fusion" / f"{variant}-{masked}" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
@@ -33,13 +33,15 @@ def scratch(shared_folder: Path) -> Callable[[Variant, int], int]:
     return measure
 
 
-def test_query_variant_is_fused_in_every_row(scratch: Callable[[Variant, int], int]) -> None:
-    small, large = scratch(Variant.EMAG_Q, 32), scratch(Variant.EMAG_Q, 64)
+@pytest.mark.parametrize("masked", [False, True])
+def test_query_variant_is_fused_in_every_row(scratch: Callable[..., int], masked: bool) -> None:
+    small, large = scratch(Variant.EMAG_Q, 32, masked), scratch(Variant.EMAG_Q, 64, masked)
     assert large < 4 * small  # four times the tokens
     assert large - small < one_map(HEADS, 64) - one_map(HEADS, 32)  # less than one map for all three rows
 
 
-def test_map_variant_takes_few_maps(scratch: Callable[[Variant, int], int]) -> None:
-    """3.3 maps of the one tracked row for one candidate block; 7.3 where Delta is one reduction over both
-    axes of a tile. More than one map also shows that the gate above sees maps."""
-    assert one_map(HEADS, 64) < scratch(Variant.EMAG, 64) < 3.5 * one_map(HEADS, 64)
+@pytest.mark.parametrize("masked", [False, True])
+def test_map_variant_takes_few_maps(scratch: Callable[..., int], masked: bool) -> None:
+    """3.3 maps of the one tracked row for one candidate block, 3.4 behind a mask; 7.3 where Delta is one
+    reduction over both axes of a tile. More than one map also shows that the gate above sees maps."""
+    assert one_map(HEADS, 64) < scratch(Variant.EMAG, 64, masked) < 3.5 * one_map(HEADS, 64)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
@@ -44,6 +46,21 @@ def flow_scheduler(config: dict[str, Any], steps: int, tokens: int) -> Any:
         mu = calculate_shift(tokens, *(scheduler.config[name] for name in names))
     scheduler.set_timesteps(steps, mu=mu)
     return scheduler
+
+
+@pytest.mark.parametrize("steps", [1, 2, 28])
+@pytest.mark.parametrize("name", ["sd3", "dynamic"])
+def test_levels_that_a_pipeline_hands_over_are_shifted_as_diffusers_does(name: str, steps: int) -> None:
+    """Bit for bit; the call is that of diffusers' Flux pipeline."""
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", **CONFIGS[name]}
+    theirs = FlowMatchEulerDiscreteScheduler(**CONFIGS[name])
+    mu = calculate_shift(1024) if name == "dynamic" else None
+    retrieve_timesteps(theirs, steps, "cpu", sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    ours = schedule_of(config, steps, 1024, prediction="velocity", sigmas="linear")
+    assert torch.equal(torch.tensor(ours.sigmas), theirs.sigmas[:-1])
+    assert torch.equal(torch.tensor(ours.timesteps), theirs.timesteps.float())
+    own = schedule_of(config, steps, 1024, prediction="velocity")
+    assert steps == 1 or own.sigmas[-1] < ours.sigmas[-1] / 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 28, 50])

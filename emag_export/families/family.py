@@ -17,7 +17,7 @@ oracle     ``predict``, ``attention_blocks``, ``image_tokens`` and           ref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from emag_export.contract import DenoiserContract, GraphSpec, TensorSpec
 from emag_export.kinds import Renorm, Variant
@@ -26,7 +26,10 @@ from emag_export.models import KnownModel, NegativeDefaults, SamplingDefaults
 from emag_export.shapes import Dim, Sizes
 from emag_export.sizes import TextRange
 
-__all__ = ["Component", "Config", "Family", "Latents", "Shape", "load"]
+__all__ = ["Component", "Config", "Family", "Latents", "Shape", "Sigmas", "load"]
+
+Sigmas = Literal["scheduler", "linear"]
+"""``scheduler``: its own; ``linear``: 1, 1 - 1/n … 1/n, which some pipelines hand to it."""
 
 Config = Mapping[str, Any]
 """A component's ``config.json``."""
@@ -137,6 +140,8 @@ class Family:
     labels: Callable[[Mapping[str, Any], Config], ClassLabels] | None = None
     """(``model_index.json``, transformer configuration) to the classes that prompts name; None: prompts are
     text."""
+    sigmas: Sigmas = "scheduler"
+    """Noise levels of flow matching before the scheduler shifts them."""
     annealed: str | None = None
     """Conditioning tensor that CADS mixes noise into; None where there is no text."""
     attentions: Callable[[Config], int]

@@ -25,7 +25,8 @@ class Heads:
     value: Float[Tensor, "rows heads tokens head_dim"]
     image_tokens: int | torch.SymInt
     bias: Float[Tensor, "rows 1 1 tokens"] | None = None
-    """Added to the scores: 0, or minus infinity for keys that a row must not see."""
+    """Added to the scores: 0, or minus infinity for keys that a row must not see; see
+    :mod:`emag_export.families.masks`."""
 
 
 Attend = Callable[[Heads], Tensor]

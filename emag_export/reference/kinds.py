@@ -189,8 +189,17 @@ def _maps(
     scores = query[probe.cond, :, probe.image].float() @ key[probe.cond].float().transpose(2, 3)
     scores = scores / query.shape[-1] ** 0.5
     if mask is not None:
-        scores = scores + mask[probe.cond].float()
+        scores = _masked(scores, mask[probe.cond], probe.image)
     return torch.softmax(scores, dim=-1), attended
+
+
+def _masked(scores: Float[Tensor, "images heads queries keys"], mask: Tensor, image: slice) -> Tensor:
+    """Scores of image queries behind a mask, which is True, or 0, where a query sees a key."""
+    if mask.shape[-2] > 1:
+        mask = mask[..., image, :]
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, -math.inf)
+    return scores + mask.float()
 
 
 def _renormalised(

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from emag_export.errors import InputError, ModelError
+from emag_export.families.family import Sigmas
 
 __all__ = ["SAMPLERS", "Schedule", "ddim_schedule", "ddpm_schedule", "flow_match_schedule", "schedule_of"]
 
@@ -63,7 +65,9 @@ class Schedule:
         return len(self.timesteps)
 
 
-def schedule_of(config: Config, steps: int, image_tokens: int, *, prediction: str) -> Schedule:
+def schedule_of(
+    config: Config, steps: int, image_tokens: int, *, prediction: str, sigmas: Sigmas = "scheduler"
+) -> Schedule:
     """The schedule that a checkpoint's scheduler makes.
 
     Args:
@@ -71,6 +75,7 @@ def schedule_of(config: Config, steps: int, image_tokens: int, *, prediction: st
         steps: Number of denoising steps, at least 1.
         image_tokens: Image tokens per row; dynamic shifting depends on it.
         prediction: What the model predicts, as its contract says.
+        sigmas: Noise levels of flow matching before they are shifted, as the model's family says.
 
     Raises:
         InputError: If ``steps`` is below 1 or more than the scheduler has, or no finite noise levels come.
@@ -82,10 +87,14 @@ def schedule_of(config: Config, steps: int, image_tokens: int, *, prediction: st
     wanted = "velocity" if SAMPLERS[kind] is flow_match_schedule else "epsilon"
     if prediction != wanted:
         raise ModelError(f"the model predicts {prediction}, its scheduler {kind} takes {wanted}")
+    if SAMPLERS[kind] is flow_match_schedule:
+        return flow_match_schedule(config, steps, image_tokens, sigmas=sigmas)
     return SAMPLERS[kind](config, steps, image_tokens)
 
 
-def flow_match_schedule(config: Config, steps: int, image_tokens: int) -> Schedule:
+def flow_match_schedule(
+    config: Config, steps: int, image_tokens: int, *, sigmas: Sigmas = "scheduler"
+) -> Schedule:
     """``FlowMatchEulerDiscreteScheduler``; arguments and errors as :func:`schedule_of`."""
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
@@ -96,7 +105,10 @@ def flow_match_schedule(config: Config, steps: int, image_tokens: int) -> Schedu
     mu = None
     if scheduler.config.use_dynamic_shifting:
         mu = _dynamic_shift(scheduler.config, image_tokens)
-    scheduler.set_timesteps(steps, mu=mu)
+    if sigmas == "linear" and not scheduler.config.get("use_flow_sigmas"):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
+    else:
+        scheduler.set_timesteps(steps, mu=mu)
     if not torch.isfinite(scheduler.sigmas).all():
         raise InputError(
             f"this scheduler configuration gives no finite noise levels for {steps} steps; take more"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from emag_export.contract import DenoiserContract
 from emag_export.engines.protocol import Engine
+from emag_export.families import FAMILIES
 from emag_export.kinds import Renorm, Variant
 from emag_export.runtime.guidance.apg import ApgConfig
 from emag_export.runtime.guidance.rules import Guidance
@@ -73,7 +74,13 @@ class FamilyCase:
         shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
         sizes = run_sizes(contract, {"latents": tuple(self.arrays["latents0"].shape), **shapes})
         (tokens,) = evaluate([contract.tokens], sizes)
-        schedule = schedule_of(meta["scheduler"], meta["steps"], tokens, prediction=meta["prediction"])
+        schedule = schedule_of(
+            meta["scheduler"],
+            meta["steps"],
+            tokens,
+            prediction=meta["prediction"],
+            sigmas=FAMILIES[meta["family"]].sigmas,
+        )
         assert schedule.timesteps == tuple(self.arrays["timesteps"].tolist()), "other noise levels"
         plans = [
             make_plan(contract, schedule, guidance, windows, self._choose(image))

@@ -40,6 +40,9 @@ def _values(tensor: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Ten
         return torch.arange(shape[0]) % sizes["trunk_rows"]
     if tensor.name == "input_ids":
         return torch.randint(0, 100, shape, generator=generator)
+    if tensor.below == 2 and tensor.name.endswith("_mask"):
+        lengths = torch.randint(1, shape[-1] + 1, (*shape[:-1], 1), generator=generator)
+        return (torch.arange(shape[-1]) < lengths).long()
     if tensor.below is not None:
         return torch.randint(0, tensor.below, shape, generator=generator)
     scale = _UNIFORM.get(tensor.name)

@@ -19,7 +19,7 @@ from onnx_ir.passes.common import (
 from onnxscript.optimizer import fold_constants
 from onnxscript.rewriter import rewrite
 
-__all__ = ["simplify"]
+__all__ = ["merge_equal", "simplify"]
 
 
 def simplify(model: onnx_ir.Model) -> None:
@@ -30,19 +30,20 @@ def simplify(model: onnx_ir.Model) -> None:
     """
     InlinePass()(model)
     fold_constants(model, onnx_shape_inference=True)
-    _merge_equal(model)
+    merge_equal(model)
     rewrite(model)
     fold_constants(model, onnx_shape_inference=True)
     RemoveUnusedNodesPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     LiftSubgraphInitializersToMainGraphPass()(model)
     DeduplicateInitializersPass()(model)
-    _merge_equal(model)
+    merge_equal(model)
     OutputFixPass()(model)
     NameFixPass()(model)
 
 
-def _merge_equal(model: onnx_ir.Model) -> None:
+def merge_equal(model: onnx_ir.Model) -> None:
+    """Let every expression be computed once, and drop what no output needs, in place."""
     RemoveUnusedNodesPass()(model)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)

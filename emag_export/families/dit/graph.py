@@ -1,6 +1,5 @@
 """DiT, cut into embed, blocks and head; diffusers' own forward, with the attention handed in."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from emag_export.families.protocol import Attend, Flow, Heads, numbers
+from emag_export.families.sinusoids import frequencies_of, waves_of
 
 __all__ = ["DitBlocks", "blocks", "set_timestep_shift"]
 
@@ -32,7 +32,10 @@ class DitBlocks:
     def __init__(self, model: DiTTransformer2DModel) -> None:
         self._model: Any = model
         self.num_blocks: int = model.config.num_layers
-        self.constants: Mapping[str, Tensor] = {"frequencies": _frequencies(model)}
+        self._projection = model.transformer_blocks[0].norm1.emb.time_proj
+        self.constants: Mapping[str, Tensor] = {
+            "frequencies": frequencies_of(self._projection).to(model.device)
+        }
         self._patch: int = model.config.patch_size
         self._side: int = model.config.sample_size // self._patch
         self._embedding = _first_equal([block.norm1.emb for block in self._model.transformer_blocks])
@@ -40,7 +43,7 @@ class DitBlocks:
     def embed(self, inputs: Mapping[str, Tensor]) -> Flow:
         """Patches with their positions; time and class by every embedding that differs from the others."""
         hidden = self._model.pos_embed(inputs["hidden_states"])
-        waves = embed_waves(inputs["frequencies"], inputs["timestep"]).to(hidden.dtype)
+        waves = waves_of(self._projection, inputs["timestep"], inputs["frequencies"]).to(hidden.dtype)
         blocks = self._model.transformer_blocks
         embedded = {
             _name(first): _embed(blocks[first].norm1.emb, waves, inputs["class_labels"])
@@ -86,28 +89,6 @@ def set_timestep_shift(model: DiTTransformer2DModel, shift: float) -> None:
     """
     for block in model.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = shift
-
-
-def embed_waves(
-    frequencies: Float[Tensor, " half"], timestep: Float[Tensor, " rows"]
-) -> Float[Tensor, "rows width"]:
-    """Cosines and sines of the timestep; angles are float32."""
-    angles = timestep[:, None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def _frequencies(model: DiTTransformer2DModel) -> Float[Tensor, " half"]:
-    """Radians per unit of timestep of every sinusoid, float32, computed by torch on the CPU.
-
-    Left in the graph, their exponential is folded by the exporter with numpy, 1.8e-7 away from torch's: at
-    timestep 1000 that is 6e-5 rad, which made onnxruntime's prediction of a small model 3.4e-5 wrong, four
-    times what is left now.
-    """
-    projection = model.transformer_blocks[0].norm1.emb.time_proj
-    half = projection.num_channels // 2
-    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32)
-    frequencies: Tensor = projection.scale * (exponent / (half - projection.downscale_freq_shift)).exp()
-    return frequencies.to(model.device)
 
 
 def _first_equal(embeddings: Sequence[nn.Module]) -> tuple[int, ...]:

@@ -2,68 +2,33 @@
 
 Source:
     The ``config.json`` files of the repositories named in :mod:`emag_export.families.sd3.models`, reduced to
-    what decides a graph. Widths and depths are also in the papers: arXiv:2403.03206 (SD3), arXiv:2103.00020
-    (CLIP), arXiv:1910.10683 (T5).
+    what decides a graph. Widths and depths are also in arXiv:2403.03206.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from emag_export.families.text_encoders import (
+    CLIP_L,
+    CLIP_L_PARAMETERS,
+    T5_XXL,
+    T5_XXL_PARAMETERS,
+    clip_config,
+)
+
 __all__ = ["CLASSES", "CONFIGS", "PARAMETERS", "TOKEN_LIMITS"]
 
 Config = Mapping[str, Any]
 
 
-def _clip(**sizes: Any) -> Config:
-    common = {
-        "architectures": ["CLIPTextModelWithProjection"],
-        "model_type": "clip_text_model",
-        "vocab_size": 49408,
-        "max_position_embeddings": 77,
-        "layer_norm_eps": 1e-5,
-        # The historical id: with it, transformers pools at the largest token, which is the end token.
-        "eos_token_id": 2,
-        "bos_token_id": 0,
-        "pad_token_id": 1,
-    }
-    return MappingProxyType({**common, **sizes})
-
-
-_CLIP_L = _clip(
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    projection_dim=768,
-    hidden_act="quick_gelu",
-)
-_CLIP_BIG_G = _clip(
+_CLIP_BIG_G = clip_config(
     hidden_size=1280,
     intermediate_size=5120,
     num_hidden_layers=32,
     num_attention_heads=20,
     projection_dim=1280,
     hidden_act="gelu",
-)
-_T5_XXL: Config = MappingProxyType(
-    {
-        "architectures": ["T5EncoderModel"],
-        "model_type": "t5",
-        "d_model": 4096,
-        "d_ff": 10240,
-        "d_kv": 64,
-        "num_heads": 64,
-        "num_layers": 24,
-        "vocab_size": 32128,
-        "feed_forward_proj": "gated-gelu",
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "layer_norm_epsilon": 1e-6,
-        "is_encoder_decoder": False,
-        "use_cache": False,
-        "tie_word_embeddings": False,
-    }
 )
 _VAE: Config = MappingProxyType(
     {
@@ -127,9 +92,9 @@ def _pipeline(transformer: Config) -> Mapping[str, Config]:
     return MappingProxyType(
         {
             "transformer": transformer,
-            "text_encoder": _CLIP_L,
+            "text_encoder": CLIP_L,
             "text_encoder_2": _CLIP_BIG_G,
-            "text_encoder_3": _T5_XXL,
+            "text_encoder_3": T5_XXL,
             "vae": _VAE,
             "scheduler": MappingProxyType(
                 {
@@ -172,9 +137,9 @@ PARAMETERS: Mapping[str, int] = MappingProxyType(
         "sd3.5-medium": 2_469_663_936,
         "sd3.5-large": 8_146_280_768,
         "sd3.5-large-turbo": 8_146_280_768,
-        "text_encoder": 123_650_304,
+        "text_encoder": CLIP_L_PARAMETERS["projected"],
         "text_encoder_2": 694_659_840,
-        "text_encoder_3": 4_762_310_656,
+        "text_encoder_3": T5_XXL_PARAMETERS,
         "vae": 83_819_683,
     }
 )

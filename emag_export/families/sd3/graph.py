@@ -1,6 +1,5 @@
 """SD3 and SD3.5, cut into embed, blocks and head; diffusers' own forward, with the attention handed in."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from emag_export.families.protocol import Attend, Flow, Heads
+from emag_export.families.sinusoids import frequencies_of, waves_of
 
 __all__ = ["Sd3Blocks", "blocks", "embed_time"]
 
@@ -27,7 +27,9 @@ class Sd3Blocks:
         self._model: Any = model
         self.num_blocks: int = model.config.num_layers
         self.streams = ("image", "text")
-        self.constants: Mapping[str, Tensor] = {"frequencies": _frequencies(model)}
+        self.constants: Mapping[str, Tensor] = {
+            "frequencies": frequencies_of(model.time_text_embed.time_proj).to(model.device)
+        }
         self._patch: int = model.config.patch_size
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Flow:
@@ -82,20 +84,6 @@ def blocks(model: SD3Transformer2DModel) -> Sd3Blocks:
     return Sd3Blocks(model)
 
 
-def _frequencies(model: SD3Transformer2DModel) -> Float[Tensor, " half"]:
-    """Radians per unit of timestep of every sinusoid, float32, computed by torch on the CPU.
-
-    Left in the graph, their exponential is folded by the exporter with numpy, 1.8e-7 away from torch's: at
-    timestep 1000 that is 6e-5 rad.
-    """
-    projection = model.time_text_embed.time_proj
-    half = projection.num_channels // 2
-    shift = projection.downscale_freq_shift
-    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - shift)
-    frequencies: Tensor = projection.scale * exponent.exp()
-    return frequencies.to(model.device)
-
-
 def embed_time(
     embed: CombinedTimestepTextProjEmbeddings,
     frequencies: Float[Tensor, " half"],
@@ -103,9 +91,8 @@ def embed_time(
     pooled: Float[Tensor, "rows pooled_dim"],
 ) -> Float[Tensor, "rows width"]:
     """Embed timestep and pooled text like diffusers, with the frequencies given; angles are float32."""
-    angles = timestep[:, None].float() * frequencies
-    waves = [angles.cos(), angles.sin()] if embed.time_proj.flip_sin_to_cos else [angles.sin(), angles.cos()]
-    time: Tensor = embed.timestep_embedder(torch.cat(waves, dim=1).to(pooled.dtype))
+    waves = waves_of(embed.time_proj, timestep, frequencies)
+    time: Tensor = embed.timestep_embedder(waves.to(pooled.dtype))
     text: Tensor = embed.text_embedder(pooled)
     return time + text
 

@@ -1,0 +1,25 @@
+"""Padding behind a mask: what a family with texts of different lengths makes of the mask of its prompts.
+
+A conditioning tensor ``NAME_mask`` of 0 and 1, [trunk_rows, text], says which tokens of ``NAME`` are real.
+They are a prefix, and at least one. Nothing attends to the others, so what they hold does not matter.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["hide_padding"]
+
+
+def hide_padding(
+    mask: Int[Tensor, "rows text"], image_tokens: int | torch.SymInt, dtype: torch.dtype
+) -> Float[Tensor, "rows 1 1 tokens"]:
+    """What is added to the scores of an attention over image tokens, all of them seen, and text behind them.
+
+    Args:
+        mask: 1 where a token of the text is real.
+        image_tokens: Keys in front of the text.
+        dtype: Of the scores.
+    """
+    seen = torch.cat([mask.new_ones(mask.shape[0], image_tokens), mask], dim=1)
+    return torch.where(seen[:, None, None] > 0, 0.0, -torch.inf).to(dtype)
