@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
+import transformers
 from diffusers import SD3Transformer2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from emag_export.bench.memory import measure_call
@@ -39,6 +40,7 @@ from emag_export.exporter.staging import Staging
 from emag_export.families import FAMILIES
 from emag_export.families.protocol import numbers
 from emag_export.families.source_model import SourceModel
+from emag_export.families.unread import unread_files
 from emag_export.options import BuildOptions, Lora
 from emag_export.progress import Event, silent
 from tests.dit import save_dit_pipeline, small_dit
@@ -133,6 +135,50 @@ def test_every_weight_is_what_the_library_loads(
             assert numbers(weight).dtype == weight.dtype == oracle[key].dtype, key
             assert torch.equal(numbers(weight), oracle[key]), key
         reserved.check()
+
+
+def clip() -> Any:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokens = {"vocab_size": 200, "bos_token_id": 1, "eos_token_id": 2}
+    return transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes, **tokens))
+
+
+def qwen() -> Any:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": 200}
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, **heads))
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "prefix"),
+    [("CLIPTextModel", clip, "text_model."), ("CLIPTextModel", clip, ""), ("Qwen3Model", qwen, "")],
+    ids=["older names", "own names", "part of a model"],
+)
+def test_names_that_transformers_renames_are_found(
+    kind: str, make: Callable[[], Any], prefix: str, tmp_path: Path
+) -> None:
+    model, cls = make(), getattr(transformers, kind)
+    model.save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    save_file({f"{prefix}{k}": v for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    wanted = cls.from_pretrained(tmp_path, dtype=torch.float16).state_dict()
+    config = json.loads((tmp_path / "config.json").read_text())
+    unread = unread_files([file], cls, config, torch.float16)
+    assert unread is not None
+    assert list(unread.model.state_dict()) == list(wanted)
+    for key, tensor in wanted.items():
+        assert torch.equal(unread.read(key).to(torch.float16), tensor), key
+
+
+def test_a_layout_that_must_be_converted_is_loaded_by_its_library(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = SD3Transformer2DModel.from_config(CONFIG)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if "norm_out" not in name}
+    save_file(weights, tmp_path / "x.safetensors")
+    assert unread_files([tmp_path / "x.safetensors"], type(model), CONFIG, torch.float16) is None
+    shapes = {name: tensor[..., :1].contiguous() for name, tensor in model.state_dict().items()}
+    save_file(shapes, tmp_path / "y.safetensors")
+    assert unread_files([tmp_path / "y.safetensors"], type(model), CONFIG, torch.float16) is None
 
 
 def test_tied_weights_are_read_and_stored_once(half_files: Path) -> None:

@@ -21,7 +21,7 @@ VERIFIED_BYTES = 2 << 30
 _LIBRARIES = 600 * 10**6
 """PyTorch, diffusers and onnx, and a traced graph without its weights."""
 
-_UNREAD, _UNREAD_SHARE = 800 * 10**6, 0.035
+_UNREAD, _UNREAD_SHARE = 700 * 10**6, 0.035
 """Of an export that leaves its large weights unread: tables of positions while they are computed, the graph,
 and a weight while it is converted and written. These grow with the model, the latter as a share of it."""
 

@@ -99,23 +99,20 @@ def unread_files(
     """
     stored = {name: found for path in files for name, found in _stored(path)}
     model = skeleton(kind, config, dtype)
-    places: dict[str, Path] = {}
+    spelt = _names_in_files(model, stored)
     names: dict[str, str] = {}
     for group in _tied(model):
-        shape = tuple(group[0][1].shape)
-        spellings = (spelling for name, _ in group for spelling in _spellings(name, model))
-        found = next((spelling for spelling in spellings if spelling in stored), None)
-        if found is None and group[0][1].device.type == "meta":
+        found = next((spelt[name] for name, _ in group if name in spelt), None)
+        if found is None and group[0][1].is_meta:
             return None
         if found is not None:
-            if stored[found][1] != shape:
+            if stored[found][1] != tuple(group[0][1].shape):
                 return None
-            places[found] = stored[found][0]
             names.update((name, found) for name, _ in group)
 
     def read(name: str) -> Tensor:
         if name in names:
-            return _read(places[names[name]], names[name])
+            return _read(stored[names[name]][0], names[name])
         computed: Tensor = model.state_dict()[name]
         return computed
 
@@ -130,17 +127,26 @@ def _tied(model: nn.Module) -> list[list[tuple[str, Tensor]]]:
     return list(groups.values())
 
 
-def _spellings(name: str, model: nn.Module) -> Iterator[str]:
-    """Names of a weight in files: of the model alone, of one that it is a part of, or of a part of it.
+def _names_in_files(model: Any, stored: Iterable[str]) -> dict[str, str]:
+    """Name in the model to name in the files, of what the library would load as it is stored.
 
-    transformers calls that part by the model's ``base_model_prefix``, and looks for either.
+    transformers renames weights of older layouts, and of models of which this one is a part; what it would
+    also join or split is left out.
     """
-    yield name
-    prefix = getattr(model, "base_model_prefix", "")
-    if prefix:
-        yield f"{prefix}.{name}"
-        if name.startswith(f"{prefix}."):
-            yield name.removeprefix(f"{prefix}.")
+    if not hasattr(model, "base_model_prefix"):  # diffusers
+        return {name: name for name in stored}
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules, state = get_model_conversion_mapping(model), model.state_dict()
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    found: dict[str, str] = {}
+    for name in stored:
+        renamed, joined = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if joined is None:
+            found[renamed if renamed in state or name not in state else name] = name
+    return found
 
 
 @contextmanager

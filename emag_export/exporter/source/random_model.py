@@ -33,7 +33,7 @@ class RandomModel(SourceModel):
         return hash_json(
             [
                 {name: dict(config) for name, config in self.family.configs[self.name].items()},
-                "random",
+                "random, each weight seeded by its name",
                 self.seed,
             ]
         )
