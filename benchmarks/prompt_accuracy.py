@@ -60,11 +60,14 @@ def _classes(count: int) -> tuple[list[str], Judge]:
     )
 
 
+_STEERED = [name for name in GUIDANCES if name != "none"]
+"""Without guidance stands ``cfg`` with w = 1, whose unconditional row is sent and changes nothing."""
+
 SUBJECTS: Mapping[str, Subject] = {
     "tiny-sd3": Subject(
         cases=(
             (Variant.EMAG_Q, "cfg", 1.0),
-            *((Variant.EMAG_Q, name, None) for name in GUIDANCES),
+            *((Variant.EMAG_Q, name, None) for name in _STEERED),
             (Variant.EMAG, "emag", None),
             (Variant.EMAG, "emag-only", None),
             (Variant.EMAG_I, "emag", None),
@@ -74,7 +77,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "tiny-dit": Subject(
         cases=(
             (Variant.EMAG_Q, "cfg", 1.0),
-            *((Variant.EMAG_Q, name, None) for name, rule in GUIDANCES.items() if not rule.cads),
+            *((Variant.EMAG_Q, name, None) for name in _STEERED if not GUIDANCES[name].cads),
             (Variant.EMAG, "emag", None),
             (Variant.EMAG, "emag-only", None),
             *((kind, "emag", None) for kind, facts in KINDS.items() if facts.averages is None),

@@ -120,7 +120,7 @@ def _measure(setup: "Setup", options: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {
             "machine": report.describe_machine(),
             "setup": report.describe_setup(setup, options["rounds"]),
-            "results": report.describe_results(results, peaks),
+            "results": report.describe_results(results, peaks, own=setup.own),
         }
         if options["startup"]:
             report_event(Event(component="denoiser", phase="start"))
@@ -154,7 +154,15 @@ def _print(report: dict[str, Any]) -> None:
     )
     out.print(f"{machine['processor']}, {machine['cores']} cores", style="dim", markup=False)
     memory = any("peak_memory" in row for row in report["results"])
-    headers = ["method", "engine", ">s / image", ">÷ CFG, same engine", ">row-blocks", ">÷ CFG, PyTorch"]
+    own = _own(setup)
+    headers = [
+        "method",
+        "engine",
+        ">s / image",
+        f">÷ {own}, same engine",
+        ">row-blocks",
+        f">÷ {own}, PyTorch",
+    ]
     headers += [">÷ two-pass", ">ms: plain", ">track", ">guide", ">outside engine"]
     grid = table(*headers, *([">peak memory"] if memory else []))
     for row in report["results"]:
@@ -168,7 +176,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{start['ratio']:.2f} × reading"
         )
     if "scaling" in report:
-        scaling = table("axis", ">value", ">÷ CFG", ">row-blocks", ">deviation", ">s / image", "engine")
+        scaling = table("axis", ">value", f">÷ {own}", ">row-blocks", ">deviation", ">s / image", "engine")
         for point in report["scaling"]:
             scaling.add_row(
                 point["axis"],
@@ -180,6 +188,11 @@ def _print(report: dict[str, Any]) -> None:
                 point["engine"],
             )
         out.print(scaling)
+
+
+def _own(setup: dict[str, Any]) -> str:
+    """What everything is compared with: the model's own guidance."""
+    return "CFG" if setup["own_guidance"] == "cfg" else setup["own_guidance"]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -32,8 +32,14 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
                 "variant": str(contract.variant),
                 "blocks": list(contract.blocks),
                 "num_blocks": contract.num_blocks,
-                "row_blocks": {"planned": cost.planned, "cfg": cost.cfg, "two_pass": cost.two_pass},
+                "row_blocks": {
+                    "planned": cost.planned,
+                    "cfg": cost.cfg,
+                    "own": cost.own,
+                    "two_pass": cost.two_pass,
+                },
                 "relative_to_cfg": cost.relative_to_cfg,
+                "relative_to_own": cost.relative_to_own,
                 "relative_to_two_pass": cost.relative_to_two_pass,
                 "steps": [
                     {
@@ -70,5 +76,9 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
         f"{plan.guidance.name}, {contract.variant}, candidate blocks {', '.join(map(str, contract.blocks))} "
         f"of {contract.num_blocks}"
     )
-    out.print(f"row-blocks {cost.planned}; plain CFG {cost.cfg}; two full passes per step {cost.two_pass}")
-    out.print(f"[bold]{cost.relative_to_cfg:.3f}[/] × CFG, {cost.relative_to_two_pass:.3f} × two full passes")
+    own = "the model's own guidance, one row" if plan.distilled else "plain CFG"
+    out.print(f"row-blocks {cost.planned}; {own} {cost.own}; two full passes per step {cost.two_pass}")
+    short = "the model's own guidance" if plan.distilled else "CFG"
+    out.print(
+        f"[bold]{cost.relative_to_own:.3f}[/] × {short}, {cost.relative_to_two_pass:.3f} × two full passes"
+    )

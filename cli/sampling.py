@@ -127,12 +127,18 @@ def sampling_options(function: Decorated) -> Decorated:
         option(
             "--guidance",
             type=click.Choice(list(GUIDANCES)),
-            help=f"Rule that combines the predictions. Default: {Guidance.name}.",
+            help="Rule that combines the predictions. Default: the bundle's.",
         ),
         option(
             "--guidance-scale",
             type=float,
             help="How far to steer towards the prompt (w). Default: the bundle's.",
+        ),
+        option(
+            "--embedded-guidance",
+            type=float,
+            help="Scale that the model takes as an input, where guidance was distilled into it. Default: the "
+            "bundle's.",
         ),
         option("--steps", type=int, help="Denoising steps. Default: the bundle's."),
         option("--height", type=int, help="Pixels. Default: the bundle's."),

@@ -16,6 +16,7 @@ __all__ = [
     "BLUR_INPUTS",
     "CONTRACT_VERSION",
     "DTYPE_BYTES",
+    "GUIDANCE_INPUT",
     "PRECISIONS",
     "PREDICTIONS",
     "STATE_PAIRS",
@@ -45,6 +46,10 @@ STATE_PAIRS = {"ema_state": "ema_state_out"}
 keep nothing have none."""
 
 _BLOCKS_OF_ROWS = (Averaged.IMAGE_BLOCK, Averaged.TEXT_BLOCK)
+
+GUIDANCE_INPUT = "guidance"
+"""Conditioning tensor that is a number of the request and not of its prompt: the scale of a guidance that was
+distilled into the model. Float32, one per trunk row."""
 
 BLUR_INPUTS = ("blur_height", "blur_width")
 """Of kinds that blur: a matrix per side of the grid of image tokens, one for every tracked row."""
@@ -145,6 +150,8 @@ class DenoiserContract:
     """What the model takes besides latents and time; rows first."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Named dimension to its largest size, where there is one."""
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    """Part of ``keys`` to the number of tokens of which the model fills it up to a multiple itself."""
     prediction: str = "velocity"
     """What ``noise_pred`` is: ``velocity``, dx / d sigma, or ``epsilon``."""
     renorm: Renorm = Renorm.ROW
@@ -208,6 +215,11 @@ class DenoiserContract:
         return KINDS[self.variant]
 
     @property
+    def embeds_guidance(self) -> bool:
+        """Whether the model takes the scale of a guidance that was distilled into it."""
+        return any(tensor.name == GUIDANCE_INPUT for tensor in self.conditioning)
+
+    @property
     def channels(self) -> int:
         """Of the latents."""
         return int(self.latents[0])
@@ -221,6 +233,11 @@ class DenoiserContract:
     def fork(self) -> int:
         """First block that perturbed rows run through; all below is shared with the conditional row."""
         return self.blocks[0]
+
+    @property
+    def whole(self) -> Mapping[str, int]:
+        """Sizes that must be multiples, and of what: averages over all keys know no tokens that fill up."""
+        return self.multiples if self.kind.averages in (Averaged.ROWS, Averaged.TEXT_BLOCK) else {}
 
     @property
     def described_state(self) -> str:

@@ -16,6 +16,10 @@ class SamplingDefaults:
     """Pixels."""
     width: int
     steps: int = 28
+    guidance: str = "emag"
+    """Rule that combines the predictions; without an unconditional one where the model is distilled."""
+    embedded_guidance: float | None = None
+    """Scale that the model takes as an input; None where it has none."""
     guidance_scale: float = 7.0
     emag_scale: float = 1.5
     apg_scale: float = 12.0

@@ -11,7 +11,10 @@ _INTEGERS = (
     *("steps", "height", "width", "seed", "emag_start", "emag_delta", "emag_stop"),
     *("cfg_zero_init", "guided_channels", "random_blocks"),
 )
-_NUMBERS = ("guidance_scale", "emag_scale", "emag_beta", "emag_strength", "cfg_rescale", "blur_sigma")
+_NUMBERS = (
+    *("guidance_scale", "embedded_guidance", "cfg_rescale"),
+    *("emag_scale", "emag_beta", "emag_strength", "blur_sigma"),
+)
 _SWITCHES = ("cfg_zero_star", "tcfg")
 LISTS: Mapping[str, type] = {"emag_blocks": int, "guidance_interval": float}
 _TEXTS = ("guidance", "negative_prompt", "emag_unit")

@@ -19,6 +19,8 @@ class SamplingKeywords(TypedDict, total=False):
     """A name in :data:`~emag_export.runtime.guidance.rules.GUIDANCES`."""
     guidance_scale: float | None
     """w of CFG, or of APG."""
+    embedded_guidance: float | None
+    """Scale that a model takes as an input, where guidance was distilled into it."""
     guidance_interval: tuple[float, float] | None
     """Where w counts, low and high: fractions of the run, 0 the first step and 1 the last. Elsewhere there is
     no unconditional prediction."""
@@ -125,7 +127,7 @@ def amended(request: GenerationRequest, keywords: SamplingKeywords) -> Generatio
     if words.get("steps", request.steps) != request.steps:  # they were in steps of another run
         windows = replace(windows, unit=Unit.RUN)
     windows = replace(windows, **taken(**_WINDOWS))
-    fields = ("steps", "height", "width", "seed", "negative_prompt", "random_blocks")
+    fields = ("steps", "height", "width", "seed", "negative_prompt", "random_blocks", "embedded_guidance")
     return replace(
         request,
         guidance=guidance,

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emag_export.bundle import Bundle
+from emag_export.contract import GUIDANCE_INPUT
 from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.errors import InputError
 from emag_export.families import family_of
@@ -66,11 +67,13 @@ def prepare(
         negative = encode([request.negative_prompt for request in requests])
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     contract = plan.contract
+    numbers = {GUIDANCE_INPUT: _embedded_guidance(requests)} if contract.embeds_guidance else {}
     # The encoders may have another precision.
     dtypes = {tensor.name: TORCH_DTYPES[tensor.dtype] for tensor in contract.conditioning}
 
     def typed(found: Encoded) -> dict[str, Tensor]:
-        return {name: tensor.to(dtypes[name]) for name, tensor in found.tensors.items()}
+        tensors = {**found.tensors, **numbers}
+        return {name: tensor.to(dtypes[name]) for name, tensor in tensors.items()}
 
     shape = evaluate(contract.latents, first.sizes(bundle))
     given = Conditioning(given=typed(encoded), negative=None if negative is None else typed(negative))
@@ -84,6 +87,13 @@ def prepare(
         noise=(lambda index: to_device(initial_noise(shape, generators), device)) if ancestral else None,
         cut=encoded.cut,
     )
+
+
+def _embedded_guidance(requests: Sequence[GenerationRequest]) -> Float[Tensor, " images"]:
+    """The scale that a distilled model takes; unconditional rows get the same one, as in diffusers."""
+    scales = [request.embedded_guidance for request in requests]
+    assert None not in scales, "plan_request refuses such a request"
+    return torch.tensor(scales)
 
 
 def initial_noise(
@@ -107,7 +117,8 @@ def cads_annealer(plan: Plan, generators: Sequence[torch.Generator]) -> Anneal:
             return conditioning
         embeds = conditioning.given[name]
         noise = torch.cat([torch.randn((1, *embeds.shape[1:]), generator=g) for g in generators])
-        mixed = cads(embeds.float(), to_device(noise, embeds.device), gamma, config)
+        mask = conditioning.given.get(f"{name}_mask")
+        mixed = cads(embeds.float(), to_device(noise, embeds.device), gamma, config, mask)
         return replace(conditioning, given={**conditioning.given, name: mixed.to(embeds.dtype)})
 
     return anneal

@@ -1,14 +1,15 @@
 """Everything that decides a picture, as plain data: what a caller fills and a PNG remembers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from emag_export.bundle import Bundle
 from emag_export.contract import DenoiserContract
 from emag_export.errors import InputError
 from emag_export.kinds import Variant, member
 from emag_export.models import SamplingDefaults
+from emag_export.runtime.checks import require_range
 from emag_export.runtime.guidance.apg import ApgConfig
-from emag_export.runtime.guidance.rules import Guidance
+from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, Plan, Unit, make_plan
 from emag_export.runtime.sampling.schedule import schedule_of
 from emag_export.runtime.sampling.select import Choose, always, at_random
@@ -40,6 +41,8 @@ class GenerationRequest:
     width: int
     steps: int = 28
     guidance: Guidance = field(default_factory=Guidance)
+    embedded_guidance: float | None = None
+    """Scale that the model takes as an input, where guidance was distilled into it."""
     windows: EmagWindows = field(default_factory=EmagWindows)
     fixed_blocks: tuple[int, ...] | None = None
     """Blocks to perturb in every step; None leaves it to the kind of negative: the lagged argmax of those
@@ -51,6 +54,11 @@ class GenerationRequest:
         if not self.prompt.strip() and self.guidance.rule.uncond:
             raise InputError(
                 "the `prompt` is empty; describe the picture, or generate without one by `guidance` emag-only"
+            )
+        if self.negative_prompt.strip() and not self.guidance.rule.uncond:
+            raise InputError(
+                f"the `negative_prompt` would change nothing, as {self.guidance.name} makes no prediction "
+                "without the prompt; leave it out, or give `guidance` cfg or emag"
             )
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise InputError(f"seed is {self.seed}; it must lie between 0 and 2^63 - 1")
@@ -83,6 +91,7 @@ def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:
             f"{bundle.family.title} takes no prompt embeddings to anneal; choose another `guidance`"
         )
     tokens, contract = request.image_tokens(bundle), bundle.contract
+    _check_embedded_guidance(contract, request)
     scheduler = bundle.config("scheduler", "scheduler_config.json")
     schedule = schedule_of(
         scheduler,
@@ -92,7 +101,21 @@ def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:
         sigmas=bundle.family.sigmas,
     )
     choose = choose_blocks(contract, request)
-    return make_plan(contract, schedule, request.guidance, request.windows, choose)
+    plan = make_plan(contract, schedule, request.guidance, request.windows, choose)
+    return replace(plan, distilled=not GUIDANCES[bundle.defaults.guidance].uncond)
+
+
+def _check_embedded_guidance(contract: DenoiserContract, request: GenerationRequest) -> None:
+    scale = request.embedded_guidance
+    if scale is None and contract.embeds_guidance:
+        raise InputError("this model takes the scale of its guidance as an input; give `embedded_guidance`")
+    if scale is not None and not contract.embeds_guidance:
+        raise InputError(
+            f"`embedded_guidance` is {scale:g}; this model has no such input, leave it out and give "
+            "`guidance_scale`"
+        )
+    if scale is not None:
+        require_range(0.0, 100.0, embedded_guidance=scale)
 
 
 def choose_blocks(contract: DenoiserContract, request: GenerationRequest) -> Choose | None:
@@ -140,10 +163,12 @@ def request_of(defaults: SamplingDefaults, prompt: str) -> GenerationRequest:
         width=defaults.width,
         steps=defaults.steps,
         guidance=Guidance(
+            name=defaults.guidance,
             scale=defaults.guidance_scale,
             emag_scale=defaults.emag_scale,
             apg=ApgConfig(scale=defaults.apg_scale, norm_threshold=defaults.apg_norm_threshold),
         ),
+        embedded_guidance=defaults.embedded_guidance,
         windows=EmagWindows(
             start=defaults.emag_start,
             delta=defaults.emag_delta,

@@ -114,7 +114,7 @@ def test_a_method_may_name_a_variant_and_options() -> None:
         ("cfg@skip", "cfg of `methods` does not run with the variant skip"),
         ("pag@skip", "pag of `methods` does not run with the variant skip"),
         ("emag@blurr", "`methods`"),
-        ("emag[strength=1]", "'strength=1' in `methods` is no option; write one of guidance_interval, "),
+        ("emag[strength=1]", "'strength=1' in `methods` is no option; write one of embedded_guidance, "),
         ("emag[emag-scale=2]", "is no option"),
         ("emag[emag-start=2.5]", "`emag_start` is '2.5'; write a number"),
         ("cfg[guidance-interval=0.5]", "is of the wrong kind"),

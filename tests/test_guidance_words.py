@@ -140,7 +140,7 @@ def test_fields_of_a_request_are_keywords(served: Callable[..., GenerationReques
     plain = served().guidance
     assert found == replace(GUIDANCE, scale=plain.scale, emag_scale=plain.emag_scale, apg=plain.apg)
     assert plain.modifiers == ()
-    assert set(OF_GUIDANCE) == {*WORDS, "random_blocks", "blur_sigma"}
+    assert set(OF_GUIDANCE) == {*WORDS, "embedded_guidance", "random_blocks", "blur_sigma"}
     wrong: list[dict[str, Any]] = [
         {"guidance_interval": [0.1]},
         {"tcfg": 1},
@@ -168,7 +168,7 @@ def test_the_plan_says_what_an_interval_saves(tiny_bundle: Path) -> None:
     """Ten blocks, candidates from the third: c in 28 steps, u in 14, and 18 rows through seven blocks."""
     words = "plan", tiny_bundle, "--steps", "28", "--guidance-interval", "0", "0.5"
     data = json.loads(run(*words, "--json").stdout)
-    assert data["row_blocks"] == {"planned": 280 + 140 + 126, "cfg": 560, "two_pass": 840}
+    assert data["row_blocks"] == {"planned": 280 + 140 + 126, "cfg": 560, "own": 560, "two_pass": 840}
     assert data["modifiers"] == ["interval 0 to 0.5"]
     assert [step["trunk_rows"] for step in data["steps"]] == [2] * 14 + [1] * 14
     shown = run(*words).stdout

@@ -19,7 +19,7 @@ def draw_cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 0.8 + 0.45 * len(rows)), layout="constrained")
     ax = figure.subplots()
     names = [f"{row['method']}, {row['engine']}" for row in rows]
-    colours = ["#9aa5b1" if row["method"] == "cfg" else _MEASURED for row in rows]
+    colours = ["#9aa5b1" if row["method"] in ("cfg", "none") else _MEASURED for row in rows]
     bars = ax.barh(names, [row["seconds_per_image"] for row in rows], color=colours)
     ax.bar_label(bars, fmt="%.2f", padding=3)
     ax.invert_yaxis()

@@ -61,6 +61,7 @@ def describe_setup(setup: Setup, rounds: int) -> dict[str, Any]:
     contract = first.contract
     return {
         "model": first.provenance.model,
+        "own_guidance": setup.own,
         "random_weights": first.provenance.seed is not None,
         "blocks": contract.num_blocks,
         "width": contract.heads * contract.head_dim,
@@ -76,24 +77,27 @@ def describe_setup(setup: Setup, rounds: int) -> dict[str, Any]:
     }
 
 
-def describe_results(results: Sequence[Result], peaks: Sequence[Peak] | None = None) -> list[dict[str, Any]]:
+def describe_results(
+    results: Sequence[Result], peaks: Sequence[Peak] | None = None, *, own: str = "cfg"
+) -> list[dict[str, Any]]:
     """One entry per contender.
 
     Args:
         results: Of :func:`~emag_export.bench.session.measure`.
         peaks: Of :func:`~emag_export.bench.session.measure_peaks`, in the same order.
+        own: The model's own guidance, which ``to_cfg`` and ``to_pytorch_cfg`` compare with.
     """
     rows = []
     for index, result in enumerate(results):
         contender = result.contender
-        same = _find(results, "cfg", contender.engine)
+        same = _find(results, own, contender.engine)
         row: dict[str, Any] = {
             "method": contender.method,
             "engine": contender.engine,
             "seconds_per_image": result.seconds() / contender.images,
             "row_blocks": contender.row_blocks(),
             "to_cfg": _compared(result, same),
-            "to_pytorch_cfg": _compared(result, _find(results, "cfg", PYTORCH)),
+            "to_pytorch_cfg": _compared(result, _find(results, own, PYTORCH)),
             "to_two_pass": _compared(result, _find(results, f"two-pass {contender.method}", PYTORCH)),
             "phases": _phases(result),
             "outside_engine": result.outside_engine,

@@ -110,8 +110,8 @@ def _of_tokens(bundle: Bundle, request: GenerationRequest, tokens: int) -> Gener
 def _candidates(setup: Setup) -> Iterator[tuple[float, Callable[[], Sequence[Result]]]]:
     """Forked elsewhere, in PyTorch: where the fork lies is fixed in an exported graph."""
     bundle = setup.bundles[0]
-    contract, model = bundle.contract, load_original(setup)
-    entries = [Entry(bundle=bundle, guidance=name, backend="torch") for name in ("cfg", "emag")]
+    contract, model, guided = bundle.contract, load_original(setup), setup.request.guidance.name
+    entries = [Entry(bundle=bundle, guidance=name, backend="torch") for name in (setup.own, guided)]
 
     def run(first: int) -> list[Result]:
         moved = replace(contract, blocks=tuple(first + i for i in range(len(contract.blocks))))

@@ -23,6 +23,7 @@ from emag_export.exporter.eager import source_of
 from emag_export.exporter.source.load import load_recorded
 from emag_export.progress import Event, Progress, silent
 from emag_export.reference.check_bundle import random_encoder
+from emag_export.runtime.guidance.rules import unperturbed
 from emag_export.runtime.prepare import Prepared, prepare
 from emag_export.runtime.request import GenerationRequest
 
@@ -31,7 +32,6 @@ __all__ = ["Entry", "Opener", "Setup", "load_original", "measure", "measure_peak
 Opener = Callable[[Bundle], EngineOpener]
 """How the components of a bundle are opened on one backend."""
 
-_CFG = "cfg"
 _PEAK_STEPS = 4
 """The fewest steps in which the default windows have every phase."""
 
@@ -51,12 +51,12 @@ class Setup:
     """What is measured, and on what."""
 
     bundles: Sequence[Bundle]
-    """Of the same model; CFG is measured on the first, whose variant should be the cheapest."""
+    """Of the same model; its own guidance is measured on the first, whose variant should be the cheapest."""
     backends: Mapping[str, Opener]
     request: GenerationRequest
     images: int = 1
     baseline: bool = True
-    """Also the unmodified diffusers model: CFG, and the released algorithm for every bundle."""
+    """Also the unmodified diffusers model: its own guidance, and the released algorithm for every bundle."""
     baseline_device: str = "cpu"
     """Where that model runs; if it is a GPU, its memory is what :func:`measure_peaks` reads."""
     source: str | None = None
@@ -87,6 +87,11 @@ class Setup:
             )
 
     @property
+    def own(self) -> str:
+        """The model's own guidance, without a hard negative: what everything is compared with."""
+        return unperturbed(self.bundles[0].defaults.guidance)
+
+    @property
     def entries(self) -> tuple[Entry, ...]:
         """Everything that takes part, in the order of the table."""
         backends = [*self.backends, *([None] if self.baseline else [])]
@@ -95,7 +100,7 @@ class Setup:
             entry
             for backend in backends
             for entry in (
-                Entry(bundle=self.bundles[0], guidance=_CFG, backend=backend),
+                Entry(bundle=self.bundles[0], guidance=self.own, backend=backend),
                 *(Entry(bundle=bundle, guidance=guided, backend=backend) for bundle in self.bundles),
             )
         )

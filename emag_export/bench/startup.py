@@ -50,7 +50,7 @@ def measure_startup(setup: Setup, backend: str, repeats: int = 3) -> Startup:
     bundle = setup.bundles[0]
     setup = replace(setup, request=replace(setup.request, steps=max(_STEPS, setup.request.steps)))
     files = [path for path in sorted((bundle.path / DENOISER).iterdir()) if path.is_file()]
-    entry = Entry(bundle=bundle, guidance="cfg", backend=backend)
+    entry = Entry(bundle=bundle, guidance=setup.own, backend=backend)
     starts = list(_starts(setup, entry, files, repeats))
     read, opened, first = (median(values) for values in zip(*starts, strict=True))
     weights = sum(path.stat().st_size for path in files)

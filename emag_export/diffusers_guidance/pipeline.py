@@ -67,12 +67,13 @@ class GuidedPipeline:
         self._run: Run | None = None
         self._timesteps: Tensor | None = None
         self._index = 0
+        self._step: tuple[Tensor, int | None] | None = None
         self._hook = self._model.register_forward_hook(self._guided, with_kwargs=True)
 
     def undo(self) -> None:
         """Take the guidance away and free the averages; a second time does nothing."""
         self._hook.remove()
-        self._run = self._timesteps = None
+        self._run = self._timesteps = self._step = None
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +85,8 @@ class GuidedPipeline:
 
     def _guided(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """What the pipeline gets in place of the model's output."""
+        if self._is_unconditional():
+            return output
         run, index = self._next_step()
         call = Call.of(model, args, kwargs)
         rows = self._oracle.cond_rows(self._pipeline, call.inputs)
@@ -97,6 +100,15 @@ class GuidedPipeline:
         cond, p = prediction[rows, channels].float(), perturbed[:, channels].float()
         prediction[rows, channels] = emag(cond, p, run.emag_scale).to(prediction.dtype)
         return _with_prediction(output, prediction)
+
+    def _is_unconditional(self) -> bool:
+        """Whether this is a second call in the same step, of pipelines that call their model so."""
+        if not self._oracle.SEPARATE_CALLS:
+            return False
+        scheduler = self._pipeline.scheduler
+        step = (scheduler.timesteps, scheduler.step_index)
+        before, self._step = self._step, step
+        return before is not None and before[0] is step[0] and before[1] == step[1]
 
     def _next_step(self) -> tuple[Run, int]:
         """The run that the pipeline is in, and its step: every run begins with timesteps of its own."""

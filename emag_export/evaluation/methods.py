@@ -15,8 +15,6 @@ from emag_export.runtime.keywords import SAMPLING_KEYWORDS, SamplingKeywords
 
 __all__ = ["METHODS", "Method", "method_named", "methods_named"]
 
-_NEVER = (1e-9, 1e-9)
-"""An interval without any step, so that no unconditional row is sent and nothing is paid for it."""
 _INTERVAL = (0.2, 0.8)
 """The middle of a run, as in the table of docs/guidance.md."""
 _RESCALE = 0.7
@@ -64,13 +62,11 @@ _NEGATIVES: Mapping[str, Method] = {
 def _table() -> dict[str, Method]:
     plain = {
         name: Method(keywords={"guidance": name}, scaled=rule.uncond, summary=rule.summary)
-        for name, rule in GUIDANCES.items()
+        for name, rule in sorted(GUIDANCES.items(), key=lambda item: item[0] != "none")
     }
-    none: SamplingKeywords = {"guidance": "cfg", "guidance_scale": 1.0, "guidance_interval": _NEVER}
     low, high = _INTERVAL
     interval = f"in the part of a run from {low:g} to {high:g} only"
     return {
-        "none": Method(keywords=none, scaled=False, summary="c, no guidance at all"),
         **plain,
         "cfg+interval": Method(
             keywords={"guidance": "cfg", "guidance_interval": _INTERVAL}, summary=f"cfg {interval}"

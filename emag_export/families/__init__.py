@@ -12,7 +12,9 @@ from emag_export.contract import DenoiserContract
 from emag_export.errors import ContractError, ModelError
 from emag_export.families.dit import DIT
 from emag_export.families.family import Config, Family
+from emag_export.families.flux import FLUX
 from emag_export.families.sd3 import SD3
+from emag_export.families.z_image import Z_IMAGE
 from emag_export.kinds import Variant
 from emag_export.models import KnownModel, SamplingDefaults
 
@@ -27,7 +29,9 @@ __all__ = [
     "sampling_defaults",
 ]
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (SD3, DIT)})
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {family.name: family for family in (SD3, DIT, FLUX, Z_IMAGE)}
+)
 """By ``contract.family``."""
 
 KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
@@ -74,7 +78,8 @@ def family_of_pipeline(class_name: str | None, where: str, *, purpose: str = "ex
     for family in FAMILIES.values():
         if class_name in family.pipelines:
             return family
-    known = ", ".join(f"{name} ({family.title})" for family in FAMILIES.values() for name in family.pipelines)
+    possible = [family for family in FAMILIES.values() if not (family.unguided and purpose == "guided")]
+    known = ", ".join(f"{name} ({family.title})" for family in possible for name in family.pipelines)
     raise ModelError(f"{where} is a {class_name}; only {known} can be {purpose}")
 
 
@@ -90,7 +95,8 @@ def family_of_transformer(class_name: str) -> Family:
     for family in FAMILIES.values():
         if class_name == family.transformer:
             return family
-    known = ", ".join(f"{family.transformer} ({family.title})" for family in FAMILIES.values())
+    possible = [family for family in FAMILIES.values() if not family.unguided]
+    known = ", ".join(f"{family.transformer} ({family.title})" for family in possible)
     raise ModelError(f"the transformer is a {class_name}; only {known} can be guided")
 
 

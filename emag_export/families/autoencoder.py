@@ -1,9 +1,42 @@
 """diffusers' ``AutoencoderKL``, which several families share, as facts. Nothing here needs torch."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from emag_export.contract import GraphSpec, TensorSpec
 from emag_export.families.family import Component, Config, Latents
 
-__all__ = ["KL_DECODER", "KL_ENCODER", "kl_latents"]
+__all__ = ["KL_DECODER", "KL_ENCODER", "kl_config", "kl_latents"]
+
+
+def kl_config(*, scaling_factor: float, shift_factor: float) -> Mapping[str, Any]:
+    """Configuration of the autoencoder with 16 channels, of which families have their own weights.
+
+    Args:
+        scaling_factor: Of its latents.
+        shift_factor: Of its latents.
+    """
+    return MappingProxyType(
+        {
+            "_class_name": "AutoencoderKL",
+            "in_channels": 3,
+            "out_channels": 3,
+            "latent_channels": 16,
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+            "act_fn": "silu",
+            "sample_size": 1024,
+            "scaling_factor": scaling_factor,
+            "shift_factor": shift_factor,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+            "force_upcast": True,
+        }
+    )
 
 
 def _factor(config: Config) -> int:

@@ -10,7 +10,8 @@ graph      ``blocks(model)``: the denoiser cut into embed, blocks and head    ex
 prompt     ``encode(prompt, texts)``: what the text encoders' outputs become  runtime
 oracle     ``predict``, ``attention_blocks``, ``image_tokens`` and           reference
            ``STREAMS`` of the *unmodified* model; ``latents_size``,
-           ``cond_rows`` and ``PIPELINE_ATTRIBUTES`` of its pipeline's calls  diffusers_guidance
+           ``cond_rows``, ``SEPARATE_CALLS`` and ``PIPELINE_ATTRIBUTES`` of
+           its pipeline's calls                                               diffusers_guidance
 ========== ================================================================== ===========================
 """
 
@@ -54,6 +55,7 @@ class Shape:
     keys: Dim
     conditioning: tuple[TensorSpec, ...]
     limits: Mapping[str, int] = field(default_factory=dict)
+    multiples: Mapping[str, int] = field(default_factory=dict)
     prediction: str = "velocity"
     native_side: int
     """Latents along a side of the pictures that the model was trained on."""
@@ -142,6 +144,8 @@ class Family:
     text."""
     sigmas: Sigmas = "scheduler"
     """Noise levels of flow matching before the scheduler shifts them."""
+    unguided: str = ""
+    """Why its pipeline cannot be guided inside diffusers; empty where it can."""
     annealed: str | None = None
     """Conditioning tensor that CADS mixes noise into; None where there is no text."""
     attentions: Callable[[Config], int]
@@ -164,6 +168,8 @@ class Family:
     """Folder of a tokenizer to its longest text."""
     vocabulary: str = ""
     """Folder in this package with tokenizers for models with random weights."""
+    vocabulary_folders: Mapping[str, str] = field(default_factory=dict)
+    """Folder of a tokenizer to its folder there, where the names differ."""
     single_file: str | None = None
     """``module:function`` that opens a checkpoint of one file; None where there is no such format."""
 

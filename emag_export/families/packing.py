@@ -3,10 +3,9 @@
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["PATCH", "grid_of", "pack", "unpack"]
+from emag_export.families.packed import PATCH
 
-PATCH = 2
-"""Latents along a side of a token."""
+__all__ = ["grid_of", "pack", "unpack"]
 
 
 def grid_of(latents: Float[Tensor, "rows channels height width"]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.contract import TensorSpec
+from emag_export.contract import GUIDANCE_INPUT, TensorSpec
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.engines.registry import EngineOpener
 from emag_export.exporter.eager import open_eager, source_of
@@ -157,6 +157,7 @@ def random_encoder(bundle: Bundle) -> Encode:
         tensors = {
             tensor.name: torch.cat([_random(tensor, sizes, generator) for generator in generators])
             for tensor in contract.conditioning
+            if tensor.name != GUIDANCE_INPUT
         }
         return Encoded(tensors=tensors, cut=(Cut(),) * len(prompts))
 

@@ -18,6 +18,7 @@ from emag_export.errors import (
 __all__ = ["FIELDS", "OF_GUIDANCE", "ApiError", "api_error", "field_of"]
 
 OF_GUIDANCE = (
+    "embedded_guidance",
     "guidance_interval",
     "cfg_rescale",
     "cfg_zero_star",

@@ -32,10 +32,14 @@ class EmagOptions(BaseModel):
     model_config = _STRICT
 
     guidance: str | None = Field(
-        default=None, description="cfg, emag, emag-only, emag+apg, emag+cads, apg or cads."
+        default=None, description="cfg, emag, emag-only, emag+apg, emag+cads, apg, cads or none."
     )
     scale: float | None = Field(
         default=None, description="How far to steer away from the hard negative; 1 is none."
+    )
+    embedded_guidance: float | None = Field(
+        default=None,
+        description="Scale that the model takes as an input, where guidance was distilled into it.",
     )
     guidance_interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         default=None,
@@ -201,7 +205,11 @@ class ModelAbilities(BaseModel):
     height: int
     width: int
     steps: int
+    guidance: str = Field(description="Kind of guidance where none is asked for.")
     guidance_scale: float
+    embedded_guidance: float | None = Field(
+        default=None, description="Scale that the model takes as an input; null where it has none."
+    )
     emag_scale: float
     candidates: list[int] = Field(description="Blocks that can be perturbed.")
     guidances: dict[str, str] = Field(description="Kinds of guidance, each with what it does.")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from emag_export.errors import InputError
@@ -46,6 +46,7 @@ def cads(
     noise: Float[Tensor, "images tokens width"],
     gamma: float,
     config: CadsConfig,
+    mask: Int[Tensor, "images tokens"] | None = None,
 ) -> Float[Tensor, "images tokens width"]:
     """Mix noise into the prompt embedding, image by image.
 
@@ -54,14 +55,28 @@ def cads(
         noise: Standard normal, same shape.
         gamma: From :func:`cads_gamma`; 1 returns ``embeds``.
         config: Settings.
+        mask: 1 for tokens that are real; None where all are. What padding becomes does not matter.
 
     Source:
-        arXiv:2310.17347, eqs. 3 and 4; statistics over all tokens and channels of one image.
+        arXiv:2310.17347, eqs. 3 and 4; statistics over all real tokens and channels of one image.
     """
     if gamma >= 1:
         return embeds
     mixed = math.sqrt(gamma) * embeds + config.noise_scale * math.sqrt(1 - gamma) * noise
-    dims = (1, 2)
-    mean, std = embeds.mean(dim=dims, keepdim=True), embeds.std(dim=dims, keepdim=True)
-    rescaled = (mixed - mixed.mean(dim=dims, keepdim=True)) / mixed.std(dim=dims, keepdim=True) * std + mean
+    (mean, std), (mixed_mean, mixed_std) = _statistics(embeds, mask), _statistics(mixed, mask)
+    rescaled = (mixed - mixed_mean) / mixed_std * std + mean
     return config.mixing * rescaled + (1 - config.mixing) * mixed
+
+
+def _statistics(
+    embeds: Float[Tensor, "images tokens width"], mask: Int[Tensor, "images tokens"] | None
+) -> tuple[Float[Tensor, "images 1 1"], Float[Tensor, "images 1 1"]]:
+    """Mean and standard deviation of every image."""
+    dims = (1, 2)
+    if mask is None:
+        return embeds.mean(dim=dims, keepdim=True), embeds.std(dim=dims, keepdim=True)
+    real = mask[..., None].to(embeds.dtype)
+    count = real.sum(dim=dims, keepdim=True) * embeds.shape[-1]
+    mean = (real * embeds).sum(dim=dims, keepdim=True) / count
+    square = (real * (embeds - mean) ** 2).sum(dim=dims, keepdim=True)
+    return mean, (square / (count - 1)).sqrt()

@@ -19,7 +19,18 @@ from emag_export.runtime.guidance.rescale import rescale
 from emag_export.runtime.guidance.tangential import tangential
 from emag_export.runtime.guidance.zero_star import optimised_scale
 
-__all__ = ["GUIDANCES", "Guidance", "GuidanceRule", "Predictions", "Rows", "Terms", "cfg", "combine", "emag"]
+__all__ = [
+    "GUIDANCES",
+    "Guidance",
+    "GuidanceRule",
+    "Predictions",
+    "Rows",
+    "Terms",
+    "cfg",
+    "combine",
+    "emag",
+    "unperturbed",
+]
 
 Rows = Float[Tensor, "images channels *sides"]
 
@@ -82,8 +93,14 @@ GUIDANCES: Mapping[str, GuidanceRule] = MappingProxyType(
         "emag+cads": GuidanceRule(perturbed=True, cads=True, summary="emag on the annealed prompt"),
         "apg": GuidanceRule(apg=True, summary="adaptive projected guidance of (c, u)"),
         "cads": GuidanceRule(cads=True, summary="cfg on the annealed prompt"),
+        "none": GuidanceRule(uncond=False, summary="c, one row; what a distilled model is made for"),
     }
 )
+
+
+def unperturbed(name: str) -> str:
+    """A guidance without its hard negative: CFG, or ``none`` where there is no unconditional row."""
+    return "cfg" if GUIDANCES[name].uncond else "none"
 
 
 @dataclass(frozen=True, kw_only=True)

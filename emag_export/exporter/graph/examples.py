@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from emag_export.contract import BLUR_INPUTS, GraphSpec, TensorSpec
+from emag_export.contract import BLUR_INPUTS, GUIDANCE_INPUT, GraphSpec, TensorSpec
 from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.shapes import Sizes, evaluate
 
@@ -56,6 +56,7 @@ _UNIFORM: Mapping[str, float] = {
     "ema_step": 1.0,
     "layer_mask": 1.0,
     "ema_state": 0.02,
+    GUIDANCE_INPUT: 5.0,
     **dict.fromkeys(BLUR_INPUTS, 0.2),
 }
 """Inputs that are no normal variables, and the top of their range."""

@@ -71,7 +71,8 @@ class RandomModel(SourceModel):
         if component == "scheduler":
             yield "scheduler_config.json", json.dumps(self.config("scheduler"), indent=2).encode()
             return
-        folder = Path(str(files("emag_export"))) / self.family.vocabulary / component
+        own = self.family.vocabulary_folders.get(component, component)
+        folder = Path(str(files("emag_export"))) / self.family.vocabulary / own
         for path in sorted(folder.iterdir()):
             data = path.read_bytes()
             if path.name == "tokenizer_config.json":

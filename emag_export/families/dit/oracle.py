@@ -9,6 +9,7 @@ from emag_export.families.unmodified import attention_blocks, image_tokens, late
 
 __all__ = [
     "PIPELINE_ATTRIBUTES",
+    "SEPARATE_CALLS",
     "STREAMS",
     "attention_blocks",
     "cond_rows",
@@ -22,6 +23,9 @@ STREAMS = ("hidden_states",)
 
 PIPELINE_ATTRIBUTES = ("transformer", "scheduler")
 """What guidance inside the pipeline reads of it."""
+
+SEPARATE_CALLS = False
+"""With CFG the pipeline calls the model once in a step, for all rows."""
 
 _NULL_CLASS = 1000
 """The pipeline's own constant."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from emag_export.families.autoencoder import kl_config
 from emag_export.families.text_encoders import (
     CLIP_L,
     CLIP_L_PARAMETERS,
@@ -30,26 +31,7 @@ _CLIP_BIG_G = clip_config(
     projection_dim=1280,
     hidden_act="gelu",
 )
-_VAE: Config = MappingProxyType(
-    {
-        "_class_name": "AutoencoderKL",
-        "in_channels": 3,
-        "out_channels": 3,
-        "latent_channels": 16,
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-        "norm_num_groups": 32,
-        "act_fn": "silu",
-        "sample_size": 1024,
-        "scaling_factor": 1.5305,
-        "shift_factor": 0.0609,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-        "force_upcast": True,
-    }
-)
+_VAE = kl_config(scaling_factor=1.5305, shift_factor=0.0609)
 
 
 def _transformer(**sizes: Any) -> Config:

@@ -8,6 +8,7 @@ from emag_export.families.unmodified import attention_blocks, image_tokens, late
 
 __all__ = [
     "PIPELINE_ATTRIBUTES",
+    "SEPARATE_CALLS",
     "STREAMS",
     "attention_blocks",
     "cond_rows",
@@ -21,6 +22,10 @@ STREAMS = ("encoder_hidden_states", "hidden_states")
 
 PIPELINE_ATTRIBUTES = ("transformer", "scheduler", "do_classifier_free_guidance")
 """What guidance inside the pipeline reads of it."""
+
+
+SEPARATE_CALLS = False
+"""With CFG the pipeline calls the model once in a step, for all rows."""
 
 
 def cond_rows(pipeline: Any, inputs: Mapping[str, Any]) -> slice:

@@ -11,6 +11,8 @@ export class Fields {
   #models = [];
   /** The page's own prompt fields, which take text. */
   #texts;
+  /** The model's own guidance. */
+  #guidance;
 
   /** @param {HTMLFormElement} form */
   constructor(form) {
@@ -104,10 +106,17 @@ export class Fields {
     const scales = { guidance_scale: emag.guidance_scale, "emag.scale": emag.emag_scale };
     for (const [name, value] of Object.entries({ ...set, ...scales })) this.#control(name).value = value;
     this.#control("num_inference_steps").max = emag.max_steps;
+    const embedded = emag.embedded_guidance;
+    this.#control("emag.embedded_guidance").value = embedded ?? "";
+    document.getElementById("embedded-field").hidden = embedded == null;
+    // Another model's own guidance may be another one: that of a distilled model has no unconditional row.
+    const own = { left: emag.guidance === "emag-only" ? "none" : "cfg", right: emag.guidance };
+    const kept = this.#guidance === emag.guidance;
+    this.#guidance = emag.guidance;
     this.#control("emag.preview_every").disabled = !emag.previews;
     for (const name of ["left", "right"]) {
       const select = this.#control(name);
-      const wanted = select.value;
+      const wanted = kept ? select.value : own[name];
       const offered = Object.keys(emag.guidances);
       select.replaceChildren(...offered.map((guidance) => new Option(nameOf(guidance), guidance)));
       select.value = offered.includes(wanted) ? wanted : offered[0];

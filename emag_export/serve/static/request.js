@@ -2,7 +2,7 @@
 
 const LARGEST_SEED = 2n ** 63n - 1n;
 const EMAG_NUMBERS = ["scale", "beta", "start", "delta", "stop", "strength", "random_blocks", "blur_sigma"];
-const GUIDANCE_NUMBERS = ["cfg_rescale", "cfg_zero_init", "guided_channels"];
+const GUIDANCE_NUMBERS = ["embedded_guidance", "cfg_rescale", "cfg_zero_init", "guided_channels"];
 const QUEUE_NUMBERS = ["priority", "deadline"];
 
 /** Whether a guidance steers away from a hard negative, so that EMAG's settings matter to it. */

@@ -39,8 +39,8 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
         *("random_blocks", "cfg_zero_init", "guided_channels"),
     ),
     "FP32": (
-        *("guidance_scale", "guidance_interval", "cfg_rescale", "emag_scale", "emag_beta", "emag_strength"),
-        "blur_sigma",
+        *("guidance_scale", "embedded_guidance", "guidance_interval", "cfg_rescale"),
+        *("emag_scale", "emag_beta", "emag_strength", "blur_sigma"),
     ),
     "BOOL": ("cfg_zero_star", "tcfg"),
 }
