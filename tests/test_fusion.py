@@ -43,7 +43,7 @@ def test_query_variant_is_fused_in_every_row(scratch: Callable[..., int], masked
 @pytest.mark.rehearsal  # half a minute each
 @pytest.mark.parametrize("family", OTHERS)
 def test_every_family_is_fused(shared_folder: Path, family: str) -> None:
-    """Feed-forward layers here are wide beside two heads: at 64 x 64 tokens they take more than a map does."""
+    """Feed-forward layers are wide beside two heads: at 64 x 64 tokens they take more than a map does."""
     forked = family_fork(family)
     path = shared_folder / "fusion" / family / "model.onnx"
     export(forked, path)
