@@ -26,7 +26,7 @@ class _Masked:
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Flow:
         flow = self._blocks.embed(inputs)
-        return flow.with_rows(bias=hide_padding(inputs[_MASK], math.prod(flow["grid"]), flow["text"].dtype))
+        return flow.with_rows(bias=hide_padding(inputs[_MASK], flow["text"].dtype, math.prod(flow["grid"])))
 
     def block(self, index: int, flow: Flow, attend: Attend) -> Flow:
         def behind(heads: Heads) -> Tensor:

@@ -78,6 +78,11 @@ class TensorSpec:
         except ContractError as error:
             raise ContractError(f"{self.name}: {error}") from error
 
+    @property
+    def is_mask(self) -> bool:
+        """Whether it says which tokens are real: 1 for a prefix of at least one, 0 for padding behind it."""
+        return self.below == 2 and self.name.endswith("_mask")
+
     def nbytes(self, sizes: Sizes) -> int:
         """Bytes this tensor takes at the given sizes."""
         count = 1
@@ -150,6 +155,8 @@ class DenoiserContract:
     """What the model takes besides latents and time; rows first."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Named dimension to its largest size, where there is one."""
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    """Part of ``keys`` to the number of tokens of which the model fills it up to a multiple itself."""
     prediction: str = "velocity"
     """What ``noise_pred`` is: ``velocity``, dx / d sigma, or ``epsilon``."""
     renorm: Renorm = Renorm.ROW
@@ -238,6 +245,11 @@ class DenoiserContract:
     def fork(self) -> int:
         """First block that perturbed rows run through; all below is shared with the conditional row."""
         return self.blocks[0]
+
+    @property
+    def whole(self) -> Mapping[str, int]:
+        """Sizes that must be multiples, and of what: averages over all keys know no tokens that fill up."""
+        return self.multiples if self.kind.averages in (Averaged.ROWS, Averaged.TEXT_BLOCK) else {}
 
     @property
     def described_state(self) -> str:

@@ -4,13 +4,24 @@ A model says how its latents and image tokens are named (``"2*h"``, ``"h"``); ho
 and how long a text is, comes from its other components and is a bundle's :class:`Geometry`.
 """
 
+import itertools
 from dataclasses import dataclass
+from math import gcd, prod
 
 from emag_export.contract import DenoiserContract
 from emag_export.errors import BundleError, ContractError, InputError
+from emag_export.kinds import Variant
 from emag_export.shapes import Sizes, evaluate, solve, symbols
 
-__all__ = ["Geometry", "TextRange", "call_sizes", "picture_sizes", "run_sizes", "side_pixels"]
+__all__ = [
+    "Geometry",
+    "TextRange",
+    "call_sizes",
+    "picture_sizes",
+    "run_sizes",
+    "side_pixels",
+    "whole_sizes",
+]
 
 _SIDES = ("height", "width")
 
@@ -89,6 +100,47 @@ def picture_sizes(
             raise InputError(
                 f"`{side}` {pixels} is more than this model's positional embedding covers: {limit * unit}"
             )
+    _require_whole(contract, found, units, names)
+    return found
+
+
+def _require_whole(
+    contract: DenoiserContract, found: Sizes, units: tuple[int, int], names: tuple[str, str]
+) -> None:
+    """Refuse pictures whose tokens the model fills up itself, where averages know no such tokens."""
+    if whole_sizes(contract, found) == found:
+        return
+    (tokens,) = evaluate([contract.tokens], found)
+    multiple = contract.whole[str(contract.tokens)]
+    larger = (
+        dict(zip(found, sizes, strict=True))
+        for sizes in itertools.product(*(range(size, size + multiple) for size in found.values()))
+    )
+    nearest = min(
+        (sizes for sizes in larger if whole_sizes(contract, sizes) == sizes),
+        key=lambda sizes: sum(sizes.values()),
+    )
+    sides = zip(names, units, contract.latents[-2:], strict=True)
+    takes = [f"`{name}` {unit * nearest[symbols([dim])[0]]}" for name, unit, dim in sides]
+    raise InputError(
+        f"this picture has {tokens} image tokens, and {contract.variant} of this model takes a multiple of "
+        f"{multiple}; take {' and '.join(takes)}, or build another `variant`, for example {Variant.EMAG_Q}"
+    )
+
+
+def whole_sizes(contract: DenoiserContract, sizes: Sizes) -> Sizes:
+    """The least sizes, none smaller than these, that averages of this kind can have.
+
+    Args:
+        contract: Of the denoiser.
+        sizes: Of some or all named dimensions.
+    """
+    found = dict(sizes)
+    for dim, multiple in contract.whole.items():
+        name, *others = symbols([dim])
+        if name in found and all(other in found for other in others):
+            step = multiple // gcd(multiple, prod(found[other] for other in others))
+            found[name] = -(-found[name] // step) * step
     return found
 
 

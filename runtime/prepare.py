@@ -117,8 +117,8 @@ def cads_annealer(plan: Plan, generators: Sequence[torch.Generator]) -> Anneal:
             return conditioning
         embeds = conditioning.given[name]
         noise = torch.cat([torch.randn((1, *embeds.shape[1:]), generator=g) for g in generators])
-        real = conditioning.given.get(f"{name}_mask")
-        mixed = cads(embeds.float(), to_device(noise, embeds.device), gamma, config, real)
+        mask = conditioning.given.get(f"{name}_mask")
+        mixed = cads(embeds.float(), to_device(noise, embeds.device), gamma, config, mask)
         return replace(conditioning, given={**conditioning.given, name: mixed.to(embeds.dtype)})
 
     return anneal

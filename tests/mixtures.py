@@ -1,15 +1,16 @@
 """Images that somebody asks for, of all kinds, and a model that gives them the same in any company."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emag_export.contract import DenoiserContract
+from emag_export.contract import GUIDANCE_INPUT, DenoiserContract, TensorSpec
 from emag_export.engines.function import FunctionEngine
+from emag_export.exporter.graph.fork import Forked
 from emag_export.families import FAMILIES
 from emag_export.kinds import KINDS, Variant
 from emag_export.runtime.batching.job import Job, Listener, Urgency
@@ -23,9 +24,12 @@ from emag_export.runtime.sampling.plan import EmagWindows, Plan, make_plan
 from emag_export.runtime.sampling.schedule import flow_match_schedule, schedule_of
 from emag_export.runtime.sampling.select import always, at_random, by_delta
 from emag_export.runtime.sampling.state import RunState
-from tests import sd3
+from emag_export.shapes import evaluate
 from tests.conftest import BLOCKS, small_fork
 from tests.dit import CLASSES, DDIM, dit_fork
+from tests.flux import flux_fork
+from tests.qwen_image import qwen_image_fork
+from tests.z_image import z_image_fork
 
 GRID, TEXT = (3, 4), 5
 
@@ -39,11 +43,21 @@ class Request:
     conditioning: Conditioning
 
 
+FORKS: Mapping[str, Callable[[Variant], Forked]] = {
+    "sd3": lambda variant: small_fork("sd3", variant),
+    "dit": dit_fork,
+    "flux": flux_fork,
+    "z_image": z_image_fork,
+    "qwen_image": qwen_image_fork,
+}
+"""Family to a small model of it, forked."""
+
+
 class PreciseEngine(FunctionEngine):
     """A float64 module behind a float32 contract."""
 
     def __init__(self, variant: Variant, family: str = "sd3") -> None:
-        fork = (dit_fork(variant) if family == "dit" else small_fork("sd3", variant)).double()
+        fork = FORKS[family](variant).double()
         self.contract: DenoiserContract = fork.contract
         names = [tensor.name for tensor in self.contract.graph.outputs]
 
@@ -91,15 +105,32 @@ def some_request(
         return _class_request(plan, seeded)
     schedule = flow_match_schedule({"shift": generator.uniform(1, 3)}, steps, grid[0] * grid[1])
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(1, *shape, generator=seeded)
-
-    negative = (normal(TEXT, 16), normal(8)) if guidance.rule.uncond else (None, None)
     return Request(
         plan=make_plan(engine.contract, schedule, guidance, windows, choose),
-        latents=normal(4, 2 * grid[0], 2 * grid[1]),
-        conditioning=sd3.conditioning(normal(TEXT, 16), normal(8), *negative),
+        latents=torch.randn(1, 4, 2 * grid[0], 2 * grid[1], generator=seeded),
+        conditioning=_text_conditioning(engine.contract, seeded, negative=guidance.rule.uncond),
     )
+
+
+def _text_conditioning(
+    contract: DenoiserContract, generator: torch.Generator, *, negative: bool
+) -> Conditioning:
+    """Embeddings and a mask of the real ones; the scale of an embedded guidance is the same for both rows."""
+    sizes = {"trunk_rows": 1, "text": TEXT}
+    scale = 5 * torch.rand(1, generator=generator)
+
+    def tensor(spec: TensorSpec) -> Tensor:
+        if spec.name == GUIDANCE_INPUT:
+            return scale
+        if spec.name.endswith("_mask"):
+            real = torch.randint(1, TEXT + 1, (1, 1), generator=generator)
+            return (torch.arange(TEXT)[None] < real).long()
+        return torch.randn(evaluate(spec.dims, sizes), generator=generator)
+
+    def one() -> dict[str, Tensor]:
+        return {spec.name: tensor(spec) for spec in contract.conditioning}
+
+    return Conditioning(given=one(), negative=one() if negative else None)
 
 
 def _class_request(plan: Plan, generator: torch.Generator) -> Request:

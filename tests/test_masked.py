@@ -20,7 +20,7 @@ from emag_export.exporter.graph.tracking import Tracking
 from emag_export.families.masks import hide_padding
 from emag_export.families.protocol import Heads
 from emag_export.kinds import KINDS, Averaged, Renorm, Variant
-from emag_export.reference.kinds import ATTEND, Probe
+from emag_export.reference.kinds import ATTEND, Layout, Probe
 from emag_export.runtime.guidance.blur import blur_matrix
 from tests.conftest import small_fork
 
@@ -76,7 +76,7 @@ def of_graph(variant: Variant) -> tuple[Tensor, Tensor | None, Tensor | None]:
         key=key,
         value=value,
         image_tokens=IMAGE,
-        bias=hide_padding(mask(), IMAGE, torch.float32),
+        bias=hide_padding(mask(), torch.float32, IMAGE),
     )
     found = kinds.ATTEND[variant](heads, tracking)
     return found.hidden, torch.cat([*found.average], dim=1) if found.average else None, found.delta
@@ -88,8 +88,8 @@ def probe(variant: Variant, average: Tensor | None, strength: list[float]) -> Pr
         average=average,
         step=STEP,
         strength=torch.tensor(strength),
-        image=slice(0, IMAGE),
-        blur=(GRID, 1.0),
+        layout=Layout(image=slice(0, IMAGE), grid=GRID),
+        blur_sigma=1.0,
     )
 
 
@@ -119,7 +119,7 @@ def test_padding_behind_a_mask_is_no_key(variant: Variant) -> None:
 def test_the_reference_takes_every_mask(variant: Variant, form: str) -> None:
     """What diffusers' models give their attention: numbers to add, or truth values; for all rows and queries
     at once, or for each."""
-    bias = hide_padding(mask(), IMAGE, torch.float32)
+    bias = hide_padding(mask(), torch.float32, IMAGE)
     rows = list(range(ROWS))
     if form == "one row":
         bias, rows = bias[2:], [2]

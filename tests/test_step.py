@@ -20,7 +20,7 @@ from emag_export.runtime.sampling.schedule import Schedule
 from emag_export.runtime.sampling.state import RunState
 from emag_export.runtime.step import step
 from tests import sd3
-from tests.mixtures import PreciseEngine, Request, alone, prepared_request, some_request
+from tests.mixtures import FORKS, PreciseEngine, Request, alone, prepared_request, some_request
 
 CPU = torch.device("cpu")
 # The model computes in float64, so that matrix products of a larger batch add up to the same float32 numbers;
@@ -29,8 +29,13 @@ CPU = torch.device("cpu")
 ALIKE = 1e-5
 
 
+SOME = (Variant.EMAG_Q, Variant.IDENTITY, Variant.SKIP)
 OF_TEXT = {Variant.EMAG_I, Variant.EMAG_T}
-EVERY = [("sd3", kind) for kind in Variant] + [("dit", kind) for kind in Variant if kind not in OF_TEXT]
+EVERY = [
+    *(("sd3", kind) for kind in Variant),
+    *(("dit", kind) for kind in Variant if kind not in OF_TEXT),
+    *((family, kind) for family in FORKS if family not in ("sd3", "dit") for kind in SOME),
+]
 """Family and kind of negative."""
 
 
@@ -121,7 +126,7 @@ def test_outside_its_interval_an_image_sends_no_unconditional_row(engine: Precis
 @pytest.mark.parametrize("seed", range(3))
 def test_a_random_mixture_gives_each_image_what_it_has_alone(every: PreciseEngine, seed: int) -> None:
     generator = random.Random(seed)
-    requests = [some_request(every, generator) for _ in range(7)]
+    requests = [some_request(every, generator, name=name) for name in ("emag", *[None] * 6)]
     phases = {step.phase for request in requests for step in request.plan.steps}
     assert phases >= {Phase.PLAIN, Phase.GUIDE}
     for number, latents in served(every, requests, generator).items():

@@ -57,6 +57,7 @@ def require_model(model: Any) -> Family:
         ModelError: If it is of no known family, its ``forward`` takes other arguments, or it is compiled.
     """
     family = family_of_transformer(type(model).__name__)
+    _require_rows(family)
     if any(getattr(part, "_compiled_call_impl", None) is not None for part in model.modules()):
         raise ModelError(
             "the transformer is compiled, which hides its attention; guide it before torch.compile"
@@ -76,6 +77,7 @@ def require_pipeline(pipeline: Any) -> Family:
         ModelError: If it is of another class, or not as this class was tested; or as :func:`require_model`.
     """
     family = family_of_pipeline(type(pipeline).__name__, "the pipeline", purpose="guided")
+    _require_rows(family)
     for name in family.part("oracle").PIPELINE_ATTRIBUTES:
         if not (name in pipeline.components or hasattr(type(pipeline), name)):
             raise ModelError(_changed(type(pipeline), f"has no {name}"))
@@ -97,6 +99,14 @@ def require_scheduler(scheduler: Any) -> None:
         raise ModelError(
             f"{type(scheduler).__name__} calls the model {scheduler.order} times per step, where moving "
             "averages need one call; choose a scheduler of order 1"
+        )
+
+
+def _require_rows(family: Family) -> None:
+    if family.unguided:
+        raise ModelError(
+            f"{family.title} cannot be guided inside diffusers: {family.unguided}; build a bundle, which has "
+            "every guidance"
         )
 
 

@@ -15,6 +15,7 @@ from emag_export.families.family import Config, Family
 from emag_export.families.flux import FLUX
 from emag_export.families.qwen_image import QWEN_IMAGE
 from emag_export.families.sd3 import SD3
+from emag_export.families.z_image import Z_IMAGE
 from emag_export.kinds import Variant
 from emag_export.models import KnownModel, SamplingDefaults
 
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.name: family for family in (SD3, DIT, FLUX, QWEN_IMAGE)}
+    {family.name: family for family in (SD3, DIT, FLUX, Z_IMAGE, QWEN_IMAGE)}
 )
 """By ``contract.family``."""
 
@@ -78,7 +79,8 @@ def family_of_pipeline(class_name: str | None, where: str, *, purpose: str = "ex
     for family in FAMILIES.values():
         if class_name in family.pipelines:
             return family
-    known = ", ".join(f"{name} ({family.title})" for family in FAMILIES.values() for name in family.pipelines)
+    possible = [family for family in FAMILIES.values() if not (family.unguided and purpose == "guided")]
+    known = ", ".join(f"{name} ({family.title})" for family in possible for name in family.pipelines)
     raise ModelError(f"{where} is a {class_name}; only {known} can be {purpose}")
 
 
@@ -94,7 +96,8 @@ def family_of_transformer(class_name: str) -> Family:
     for family in FAMILIES.values():
         if class_name == family.transformer:
             return family
-    known = ", ".join(f"{family.transformer} ({family.title})" for family in FAMILIES.values())
+    possible = [family for family in FAMILIES.values() if not family.unguided]
+    known = ", ".join(f"{family.transformer} ({family.title})" for family in possible)
     raise ModelError(f"the transformer is a {class_name}; only {known} can be guided")
 
 

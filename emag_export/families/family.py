@@ -55,6 +55,7 @@ class Shape:
     keys: Dim
     conditioning: tuple[TensorSpec, ...]
     limits: Mapping[str, int] = field(default_factory=dict)
+    multiples: Mapping[str, int] = field(default_factory=dict)
     prediction: str = "velocity"
     native_side: int
     """Latents along a side of the pictures that the model was trained on."""
@@ -145,6 +146,8 @@ class Family:
     text."""
     sigmas: Sigmas = "scheduler"
     """Noise levels of flow matching before the scheduler shifts them."""
+    unguided: str = ""
+    """Why its pipeline cannot be guided inside diffusers; empty where it can."""
     annealed: str | None = None
     """Conditioning tensor that CADS mixes noise into; None where there is no text."""
     attentions: Callable[[Config], int]

@@ -46,6 +46,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention of [rows, heads, tokens, width]; gives [rows, tokens, heads, width] in the values' dtype."""
     scale, bias = options.get("scaling"), options.get("position_bias")
+    groups = query.shape[1] // key.shape[1]  # of heads that share keys and values
+    key, value = (x if groups == 1 else x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = query.float() @ key.float().transpose(-1, -2)
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     for term in (bias, attention_mask):

@@ -71,5 +71,12 @@ class Texts(Protocol):
     def length(self, encoder: str, prompt: str) -> int:
         """Tokens of a prompt, however many, without those that :meth:`tokens` fills up with."""
 
+    def message(self, encoder: str, prompt: str, limit: int) -> tuple[Tensor, str]:
+        """Token ids of a conversation, [1, up to limit], and the text of the prompt that did not fit.
+
+        The conversation is as the tokenizer's chat template writes it: a user says the prompt, and the reply
+        begins.
+        """
+
     def run(self, encoder: str, tokens: Tensor) -> Mapping[str, Tensor]:
         """Outputs of a text encoder by name, all on one device."""

@@ -12,7 +12,7 @@ from emag_export.families.family import Family
 
 __all__ = ["CONFIGURATION", "WEIGHTS", "is_half_precision", "needed_files", "variant_of"]
 
-CONFIGURATION = (".json", ".txt", ".model")
+CONFIGURATION = (".json", ".txt", ".model", ".jinja")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 WEIGHTS = re.compile(
     r"(?:model|diffusion_pytorch_model)"

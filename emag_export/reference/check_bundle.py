@@ -18,6 +18,7 @@ from emag_export.contract import GUIDANCE_INPUT, TensorSpec
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.engines.registry import EngineOpener
 from emag_export.exporter.eager import open_eager, source_of
+from emag_export.exporter.graph.examples import random_mask
 from emag_export.exporter.source.load import load_recorded
 from emag_export.families.source_model import SourceModel
 from emag_export.families.texts import Cut, Encoded
@@ -166,6 +167,8 @@ def random_encoder(bundle: Bundle) -> Encode:
 
 def _random(tensor: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Tensor:
     shape = evaluate(tensor.dims, sizes)
+    if tensor.is_mask:
+        return random_mask(shape, generator)
     if tensor.below is not None:
         return torch.randint(0, tensor.below, shape, generator=generator)
     return torch.randn(shape, generator=generator).to(TORCH_DTYPES[tensor.dtype])

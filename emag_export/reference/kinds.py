@@ -6,6 +6,7 @@ where the graph must not, and writes into slices where the graph gathers and sca
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -15,12 +16,25 @@ from torch.nn.functional import conv1d, pad, scaled_dot_product_attention
 
 from emag_export.kinds import Renorm, Variant
 
-__all__ = ["ATTEND", "Probe", "left_out"]
+__all__ = ["ATTEND", "Layout", "Probe", "left_out"]
 
 _ROW_SUM_FLOOR = 1e-12
 """A softmax row whose kept part sums to nothing stays at zero instead of becoming 0/0."""
 
 Heads = Float[Tensor, "rows heads tokens head_dim"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What is where in an attention."""
+
+    image: slice
+    """Image tokens in the sequence."""
+    grid: tuple[int, ...] = ()
+    """How many there are along each side."""
+    columns: int = 0
+    """Numbers along the last axis of E. Where the model is called with fewer keys, the others are padding
+    that no query sees: there X is 0."""
 
 
 class Probe:
@@ -35,8 +49,8 @@ class Probe:
         average: E before this pass, None at the first accumulation.
         step: a in E + a (X - E).
         strength: lambda per image; 0 leaves an image alone.
-        image: Where the image tokens are in the sequence.
-        blur: Image tokens along each side, and the standard deviation of a blur over them.
+        layout: What is where.
+        blur_sigma: Standard deviation of a blur, in image tokens.
     """
 
     def __init__(
@@ -46,16 +60,16 @@ class Probe:
         average: Float[Tensor, "images ..."] | None,
         step: float,
         strength: Float[Tensor, " images"],
-        image: slice,
-        blur: tuple[tuple[int, ...], float] = ((), math.inf),
+        layout: Layout,
+        blur_sigma: float = math.inf,
     ) -> None:
         self.renorm = renorm
         self.average = average
         self.step = step
         self.strength = strength.tolist()
         self.delta = torch.zeros_like(strength)
-        self.image = image
-        self.grid, self.blur_sigma = blur
+        self.image, self.grid, self.columns = layout.image, layout.grid, layout.columns
+        self.blur_sigma = blur_sigma
         self.calls = 0
 
     @property
@@ -71,13 +85,15 @@ class Probe:
     def accumulate(self, live: Float[Tensor, "images heads ..."]) -> Float[Tensor, "images heads ..."]:
         """Delta = mean |E_old - X|, then E <- E + a (X - E); the first X is E and has no Delta."""
         self.calls += 1
+        keys = live.shape[-1]
+        live = pad(live, (0, max(0, self.columns - keys)))
         if self.average is None:
             self.average = live
-            return live
-        old = self.average.reshape(live.shape)
-        self.delta = (old - live).abs().flatten(1).mean(dim=1)
-        self.average = old + self.step * (live - old)
-        return self.average
+        else:
+            old = self.average.reshape(live.shape)
+            self.delta = (old - live).abs().flatten(1).mean(dim=1)
+            self.average = old + self.step * (live - old)
+        return self.average[..., :keys]
 
 
 def _queries(probe: Probe, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from emag_export.contract import DenoiserContract
 from emag_export.families import family_of
-from emag_export.reference.kinds import ATTEND, Probe, left_out
+from emag_export.reference.kinds import ATTEND, Layout, Probe, left_out
 from emag_export.reference.watch import passed, watched
 from emag_export.runtime.sampling.plan import PlannedStep
 from emag_export.shapes import evaluate, solve
@@ -23,6 +23,7 @@ def probes_of(
     averages: Mapping[int, Tensor],
     mask: Float[Tensor, "images layers"],
     size: Sequence[int],
+    columns: int = 0,
 ) -> dict[int, Probe]:
     """New probes for one pass, by number of the block.
 
@@ -32,18 +33,23 @@ def probes_of(
         averages: E before the pass, images first, by number of the block; a block without one starts its own.
         mask: lambda of every image and candidate block.
         size: Of the latents, behind the images.
+        columns: Of E, where there are more than the model has keys.
     """
     sizes = solve({"latents": contract.latents}, {"latents": tuple(size)})
     (tokens,) = evaluate([contract.tokens], sizes)
-    image = family_of(contract).part("oracle").image_tokens(tokens)
+    layout = Layout(
+        image=family_of(contract).part("oracle").image_tokens(tokens),
+        grid=evaluate(contract.grid, sizes),
+        columns=columns,
+    )
     return {
         block: Probe(
             renorm=contract.renorm,
             average=averages.get(block),
             step=step.ema_step,
             strength=mask[:, layer],
-            image=image,
-            blur=(evaluate(contract.grid, sizes), step.blur_sigma),
+            layout=layout,
+            blur_sigma=step.blur_sigma,
         )
         for layer, block in enumerate(contract.blocks)
     }

@@ -108,7 +108,10 @@ def two_pass_denoise(
         now = conditioning if anneal is None else anneal(step.index, conditioning)
         predictions, variance = _pass(model, plan, step, latents, now)
         if step.phase != Phase.PLAIN:
-            probes = probes_of(plan.contract, step, _kept(plan, step, state), mask, latents.shape[1:])
+            columns = state.average.shape[-1]
+            probes = probes_of(
+                plan.contract, step, _kept(plan, step, state), mask, latents.shape[1:], columns
+            )
             with perturbing(plan.contract, blocks, probes):
                 perturbed = _pass(model, plan, step, latents, now)[0].cond
             if plan.contract.kind.averages is not None:

@@ -46,7 +46,7 @@ def cads(
     noise: Float[Tensor, "images tokens width"],
     gamma: float,
     config: CadsConfig,
-    real: Int[Tensor, "images tokens"] | None = None,
+    mask: Int[Tensor, "images tokens"] | None = None,
 ) -> Float[Tensor, "images tokens width"]:
     """Mix noise into the prompt embedding, image by image.
 
@@ -55,7 +55,7 @@ def cads(
         noise: Standard normal, same shape.
         gamma: From :func:`cads_gamma`; 1 returns ``embeds``.
         config: Settings.
-        real: 1 where a token is one of the prompt, 0 where it fills it up; None: all are.
+        mask: 1 for tokens that are real; None where all are. What padding becomes does not matter.
 
     Source:
         arXiv:2310.17347, eqs. 3 and 4; statistics over all real tokens and channels of one image.
@@ -63,18 +63,20 @@ def cads(
     if gamma >= 1:
         return embeds
     mixed = math.sqrt(gamma) * embeds + config.noise_scale * math.sqrt(1 - gamma) * noise
-    (mean, std), (mixed_mean, mixed_std) = _spread(embeds, real), _spread(mixed, real)
+    (mean, std), (mixed_mean, mixed_std) = _statistics(embeds, mask), _statistics(mixed, mask)
     rescaled = (mixed - mixed_mean) / mixed_std * std + mean
     return config.mixing * rescaled + (1 - config.mixing) * mixed
 
 
-def _spread(embeds: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every image, [images, 1, 1]."""
+def _statistics(
+    embeds: Float[Tensor, "images tokens width"], mask: Int[Tensor, "images tokens"] | None
+) -> tuple[Float[Tensor, "images 1 1"], Float[Tensor, "images 1 1"]]:
+    """Mean and standard deviation of every image."""
     dims = (1, 2)
-    if real is None:
+    if mask is None:
         return embeds.mean(dim=dims, keepdim=True), embeds.std(dim=dims, keepdim=True)
-    counted = real[:, :, None].to(embeds.dtype).expand_as(embeds)
-    count = counted.sum(dim=dims, keepdim=True)
-    mean = (counted * embeds).sum(dim=dims, keepdim=True) / count
-    squares = (counted * (embeds - mean).square()).sum(dim=dims, keepdim=True)
-    return mean, (squares / (count - 1)).sqrt()
+    real = mask[..., None].to(embeds.dtype)
+    count = real.sum(dim=dims, keepdim=True) * embeds.shape[-1]
+    mean = (real * embeds).sum(dim=dims, keepdim=True) / count
+    square = (real * (embeds - mean) ** 2).sum(dim=dims, keepdim=True)
+    return mean, (square / (count - 1)).sqrt()

@@ -10,6 +10,7 @@ from torch import Tensor
 from emag_export.bundle import Bundle
 from emag_export.contract import DenoiserContract
 from emag_export.engines.protocol import Engine
+from emag_export.errors import BundleError
 from emag_export.families import family_of
 from emag_export.families.texts import Encoded
 from emag_export.labels import ClassLabels
@@ -122,6 +123,27 @@ class PromptEncoder:
         whole = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         room = limit - tokenizer.num_special_tokens_to_add()
         return tokens, tokenizer.decode(whole[room:]).strip()
+
+    def message(self, encoder: str, prompt: str, limit: int) -> tuple[Tensor, str]:
+        """See :class:`~emag_export.families.texts.Texts`.
+
+        Raises:
+            BundleError: If the tokenizer has no chat template.
+        """
+        tokenizer = self._tokenizers[encoder]
+        if not tokenizer.chat_template:
+            raise BundleError(
+                f"the tokenizer of {encoder} has no chat template; take the model's own tokenizer, and "
+                "build again"
+            )
+        said = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(
+            said, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        whole = tokenizer(text, verbose=False).input_ids
+        cut, behind = tokenizer.decode(whole[limit:]), text[text.rfind(prompt) + len(prompt) :]
+        unseen = "" if behind.endswith(cut) else cut.removesuffix(behind).strip()
+        return torch.tensor([whole[:limit]]), unseen
 
     def length(self, encoder: str, prompt: str) -> int:
         """See :class:`~emag_export.families.texts.Texts`."""

@@ -94,7 +94,7 @@ class FamilyCase:
     def conditioning(self) -> Conditioning:
         given, negative = (
             {
-                name.removeprefix(f"{kind}."): x
+                name.removeprefix(f"{kind}.").replace("cap_feats", "encoder_hidden_states"): x
                 for name, x in self.arrays.items()
                 if name.startswith(f"{kind}.")
             }

@@ -1,15 +1,16 @@
 """Inputs for tracing and for checking, derived from a graph's contract and a seed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from emag_export.contract import BLUR_INPUTS, GUIDANCE_INPUT, GraphSpec, TensorSpec
 from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.shapes import Sizes, evaluate
 
-__all__ = ["DENOISER_CHECK_SIZES", "DENOISER_EXAMPLE_SIZES", "random_inputs"]
+__all__ = ["DENOISER_CHECK_SIZES", "DENOISER_EXAMPLE_SIZES", "random_inputs", "random_mask"]
 
 DENOISER_EXAMPLE_SIZES: Sizes = {"trunk_rows": 4, "rows": 6, "tracked": 2, "text": 11, "h": 6, "w": 4}
 """Batch above one, height unlike width, and no two sizes that could be taken for one another by chance."""
@@ -34,15 +35,20 @@ def random_inputs(spec: GraphSpec, sizes: Sizes, *, seed: int = 0) -> dict[str, 
     return {tensor.name: _values(tensor, sizes, generator) for tensor in spec.inputs}
 
 
+def random_mask(shape: Sequence[int], generator: torch.Generator) -> Int[Tensor, "*rows tokens"]:
+    """Prefixes of any length, of at least one token."""
+    lengths = torch.randint(1, shape[-1] + 1, (*shape[:-1], 1), generator=generator)
+    return (torch.arange(shape[-1]) < lengths).long()
+
+
 def _values(tensor: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Tensor:
     shape = evaluate(tensor.dims, sizes)
     if tensor.name == "branch_rows":
         return torch.arange(shape[0]) % sizes["trunk_rows"]
     if tensor.name == "input_ids":
         return torch.randint(0, 100, shape, generator=generator)
-    if tensor.below == 2 and tensor.name.endswith("_mask"):
-        lengths = torch.randint(1, shape[-1] + 1, (*shape[:-1], 1), generator=generator)
-        return (torch.arange(shape[-1]) < lengths).long()
+    if tensor.is_mask:
+        return random_mask(shape, generator)
     if tensor.below is not None:
         return torch.randint(0, tensor.below, shape, generator=generator)
     scale = _UNIFORM.get(tensor.name)

@@ -18,6 +18,7 @@ from emag_export.exporter.resources import VERIFIED_BYTES
 from emag_export.exporter.source.load import load_transformer, wrapped
 from emag_export.progress import Event, Progress
 from emag_export.shapes import Sizes
+from emag_export.sizes import whole_sizes
 
 __all__ = ["component_spec", "denoiser_sizes", "export_component"]
 
@@ -92,10 +93,11 @@ def denoiser_sizes(contract: DenoiserContract) -> tuple[Sizes, ...]:
 
     They never exceed what the model can take, and name only what its graph has.
     """
-    return tuple(
+    limited = (
         {name: min(sizes[name], contract.limits.get(name, sizes[name])) for name in contract.graph.symbols}
         for sizes in (DENOISER_EXAMPLE_SIZES, *DENOISER_CHECK_SIZES)
     )
+    return tuple(whole_sizes(contract, sizes) for sizes in limited)
 
 
 def _bytes(module: nn.Module) -> int:

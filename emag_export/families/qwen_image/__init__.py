@@ -9,6 +9,7 @@ from collections.abc import Callable
 from emag_export.contract import TensorSpec
 from emag_export.errors import ModelError
 from emag_export.families.family import Config, Family, Shape
+from emag_export.families.packed import packed_latents
 from emag_export.families.qwen_image.components import DECODER, ENCODER, TEXT, latents_of
 from emag_export.families.qwen_image.configs import CLASSES, CONFIGS, PARAMETERS, TOKEN_LIMITS
 from emag_export.families.qwen_image.models import MODELS, NATIVE_SIDE, NEGATIVES, defaults_of
@@ -22,8 +23,6 @@ _LONGEST_TEXT = 1024
 
 _SIDE = 6144
 """Image tokens: positions end at 4095, those of the text begin at half of the longer side."""
-
-_PATCH = 2
 
 _OTHERS = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
 """Settings of models of this class that edit pictures, make layers, or are distilled."""
@@ -40,7 +39,7 @@ def _shape(config: Config, precision: str) -> Shape:
             f"the transformer has {', '.join(others)}, which makes no pictures of text alone; give the one "
             "of a Qwen-Image"
         )
-    channels, text = config["in_channels"] // _PATCH**2, config["joint_attention_dim"]
+    latents, text = packed_latents(config["in_channels"]), config["joint_attention_dim"]
 
     def spec(name: str, dtype: str, *dims: int | str, below: int | None = None) -> TensorSpec:
         return TensorSpec(name=name, dtype=dtype, dims=("trunk_rows", *dims), below=below)
@@ -49,8 +48,8 @@ def _shape(config: Config, precision: str) -> Shape:
         num_blocks=config["num_layers"],
         heads=config["num_attention_heads"],
         head_dim=config["attention_head_dim"],
-        latents=(channels, f"{_PATCH}*h", f"{_PATCH}*w"),
-        out_channels=config.get("out_channels") or channels,
+        latents=latents,
+        out_channels=config.get("out_channels") or int(latents[0]),
         grid=("h", "w"),
         keys="h*w+text",
         conditioning=(

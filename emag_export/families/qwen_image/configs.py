@@ -13,20 +13,23 @@ __all__ = ["CLASSES", "CONFIGS", "PARAMETERS", "TOKEN_LIMITS"]
 
 Config = Mapping[str, Any]
 
-_TRANSFORMER: Config = MappingProxyType(
-    {
-        "_class_name": "QwenImageTransformer2DModel",
-        "patch_size": 2,
-        "in_channels": 64,
-        "out_channels": 16,
-        "num_layers": 60,
-        "attention_head_dim": 128,
-        "num_attention_heads": 24,
-        "joint_attention_dim": 3584,
-        "guidance_embeds": False,
-        "axes_dims_rope": [16, 56, 56],
-    }
-)
+
+def _transformer(heads: int = 24) -> Config:
+    return MappingProxyType(
+        {
+            "_class_name": "QwenImageTransformer2DModel",
+            "patch_size": 2,
+            "in_channels": 64,
+            "out_channels": 16,
+            "num_layers": 60,
+            "attention_head_dim": 128,
+            "num_attention_heads": heads,
+            "joint_attention_dim": 3584,
+            "guidance_embeds": False,
+            "axes_dims_rope": [16, 56, 56],
+        }
+    )
+
 
 _TEXT: Config = MappingProxyType(
     {
@@ -109,16 +112,23 @@ _SCHEDULER: Config = MappingProxyType(
     }
 )
 
+
+def _pipeline(transformer: Config) -> Mapping[str, Config]:
+    return MappingProxyType(
+        {
+            "transformer": transformer,
+            "text_encoder": _TEXT_ENCODER,
+            "vae": _VAE,
+            "scheduler": _SCHEDULER,
+        }
+    )
+
+
 CONFIGS: Mapping[str, Mapping[str, Config]] = MappingProxyType(
     {
-        "qwen-image": MappingProxyType(
-            {
-                "transformer": _TRANSFORMER,
-                "text_encoder": _TEXT_ENCODER,
-                "vae": _VAE,
-                "scheduler": _SCHEDULER,
-            }
-        )
+        "qwen-image": _pipeline(_transformer()),
+        # No published model: the depth of the other at a twelfth of its width, to measure ratios.
+        "qwen-narrow": _pipeline(_transformer(heads=2)),
     }
 )
 """Known name to the configuration of every component."""
@@ -138,7 +148,12 @@ TOKEN_LIMITS: Mapping[str, int] = MappingProxyType({"tokenizer": 131072})
 """``model_max_length`` of the tokenizer; the pipeline feeds 512 tokens of a prompt by default."""
 
 PARAMETERS: Mapping[str, int] = MappingProxyType(
-    {"qwen-image": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531}
+    {
+        "qwen-image": 20_430_401_088,
+        "qwen-narrow": 143_266_880,
+        "text_encoder": 8_292_166_656,
+        "vae": 126_892_531,
+    }
 )
 """Numbers stored for the transformer and for the other folders; 7_070_619_136 of the text encoder are
 used."""

@@ -52,7 +52,7 @@ class QwenImageBlocks:
         grid = grid_of(latents)
         image = model.img_in(pack(latents))
         text = model.txt_in(model.txt_norm(inputs["encoder_hidden_states"]))
-        bias = hide_padding(inputs["encoder_hidden_states_mask"], image.shape[1], image.dtype)
+        bias = hide_padding(inputs["encoder_hidden_states_mask"], image.dtype, image.shape[1])
         time = _embed_time(model, inputs["frequencies"], inputs["timestep"], image.dtype)
         rotations = self._rotations(inputs, grid, text.shape[1])
         return Flow(

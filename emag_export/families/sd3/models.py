@@ -94,15 +94,19 @@ MODELS: Mapping[str, KnownModel] = MappingProxyType(
             blocks=38,
             defaults=SamplingDefaults(height=1024, width=1024, guidance_scale=3.5, candidates=_LARGE),
         ),
-        # Distilled to four steps without CFG (model card): w = 1, so only EMAG guides; the guidance emag-only
-        # saves the unconditional row.
+        # Distilled to four steps without CFG (model card): w = 1, so only EMAG guides.
         "sd3.5-large-turbo": KnownModel(
             source="stabilityai/stable-diffusion-3.5-large-turbo",
             summary="Stable Diffusion 3.5 large turbo, 8.1 B parameters, four steps",
             gated=True,
             blocks=38,
             defaults=SamplingDefaults(
-                height=1024, width=1024, steps=4, guidance_scale=1.0, candidates=_LARGE
+                height=1024,
+                width=1024,
+                steps=4,
+                guidance="emag-only",
+                guidance_scale=1.0,
+                candidates=_LARGE,
             ),
         ),
     }
