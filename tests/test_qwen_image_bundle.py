@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from diffusers import QwenImagePipeline
 
-from emag_export.bundle import GRAPH_FILE, Bundle, engine_graph_file
+from emag_export.bundle import GRAPH_FILE, MANIFEST, Bundle, engine_graph_file
 from emag_export.cli.main import main
 from emag_export.engines.config import EngineConfig
 from emag_export.engines.tensorrt.build import plan_engine_build
@@ -34,7 +34,7 @@ from tests.qwen_image import save_qwen_image_pipeline
 PROMPT, NEGATIVE = "a red circle on the blue square", "small green ring"
 LENGTH = 16
 """Tokens of a prompt in the bundle."""
-SIDES = ("--height", "24", "--width", "36", "--threads", "1")
+THREAD = ("--threads", "1")
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +45,15 @@ def qwen_image_pipeline(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def qwen_image_bundle(shared_folder: Path, qwen_image_pipeline: Path) -> Path:
     """That pipeline as emag-q. Read-only: copy it to change it."""
-    options = BuildOptions(max_sequence_length=LENGTH, emag_candidates=(1, 2))
-    folder = shared_folder / "qwen-image-bundle"
-    return once(folder, lambda path: build(str(qwen_image_pipeline), path, options))
+
+    def make(path: Path) -> None:
+        options = BuildOptions(max_sequence_length=LENGTH, emag_candidates=(1, 2))
+        manifest = build(str(qwen_image_pipeline), path, options).path / MANIFEST
+        said = json.loads(manifest.read_text("utf-8"))
+        said["defaults"] |= {"height": 24, "width": 36}  # servers measure calls at a bundle's own size
+        manifest.write_text(json.dumps(said), "utf-8")
+
+    return once(shared_folder / "qwen-image-bundle", make)
 
 
 def run(*words: object) -> str:
@@ -86,14 +92,14 @@ def test_a_picture_is_the_pipelines(qwen_image_bundle: Path, qwen_image_pipeline
 
 
 def test_it_is_compared_and_drawn_by_every_way(qwen_image_bundle: Path, tmp_path: Path) -> None:
-    words = ("--prompt", PROMPT, "--steps", "4", *SIDES)
+    words = ("--prompt", PROMPT, "--steps", "4", *THREAD)
     found = json.loads(run("compare", qwen_image_bundle, *words, "--json"))
     assert found["passed"], found["failures"]
     run("generate", qwen_image_bundle, *words, "--seed", "5", "--previews", "2", "-o", tmp_path / "a.png")
     assert (tmp_path / "previews" / "a.step-002.png").is_file()
     table = tmp_path / "prompts.jsonl"
     table.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (PROMPT, NEGATIVE)), "utf-8")
-    rows = ("--prompts", table, "--steps", "4", "--images-per-call", "2", *SIDES)
+    rows = ("--prompts", table, "--steps", "4", "--images-per-call", "2", *THREAD)
     assert "2 drawn" in run("batch", qwen_image_bundle, *rows, "-o", tmp_path / "out")
 
 
@@ -105,7 +111,7 @@ def test_a_server_draws_it(qwen_image_bundle: Path) -> None:
 
     async def ask() -> list[httpx2.Response]:
         transport = httpx2.ASGITransport(app=app)
-        body = {"num_inference_steps": 3, "seed": 1, "size": "36x24", "emag": {"cfg_norm": True}}
+        body = {"num_inference_steps": 3, "seed": 1, "emag": {"cfg_norm": True}}
         async with httpx2.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
             asked = [{**body, "prompt": prompt} for prompt in (PROMPT, NEGATIVE)]
             return await asyncio.gather(*(client.post("/v1/images/generations", json=one) for one in asked))
