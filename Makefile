@@ -66,6 +66,7 @@ format: $(STAMP)  ## Rewrite files as lint wants them
 
 bench: $(STAMP)  ## Measure speed against its targets, beside CFG and the released algorithm (a quarter of an hour)
 	$(BIN)/python -m benchmarks.targets
+	$(BIN)/python -m benchmarks.families
 
 bench-serving: $(STAMP)  ## Load three servers in turn: ours, ours one request at a time, diffusers (ten minutes)
 	$(BIN)/python -m benchmarks.serving

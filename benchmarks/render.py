@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, targets
+from benchmarks import families, full_size, fusion, golden_errors, prompt_accuracy, targets
 from benchmarks.evidence.tables import evidence_tables
 from benchmarks.results import FOLDER, load_results
 from benchmarks.serving import __main__ as serving
@@ -19,6 +19,7 @@ from benchmarks.serving import soak
 from emag_export.contract import DenoiserContract
 from emag_export.families import FAMILIES
 from emag_export.kinds import Variant
+from emag_export.models import SamplingDefaults
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, cost_of
 
@@ -66,23 +67,38 @@ def _golden() -> str:
     return _table(headers, rows)
 
 
-def _counted() -> Iterator[tuple[str, DenoiserContract, int]]:
-    """Of the models whose cost is counted: a name for people, the contract, the steps of a default run."""
-    family = FAMILIES["sd3"]
-    for name, shown in (("tiny-sd3", "tiny-sd3"), ("sd3", "SD3-medium"), ("sd3.5-large", "SD3.5-large")):
+_NAMES = {
+    "tiny-sd3": "tiny-sd3",
+    "sd3": "SD3-medium",
+    "sd3.5-large": "SD3.5-large",
+    "flux.1-dev": "Flux.1-dev, distilled",
+    "z-image": "Z-Image",
+    "qwen-image": "Qwen-Image",
+}
+"""Models whose cost is counted, and what people call them."""
+
+
+def _counted() -> Iterator[tuple[str, DenoiserContract, SamplingDefaults]]:
+    """Of the models whose cost is counted: a name for people, the contract, and how it is sampled."""
+    for name, shown in _NAMES.items():
+        family = next(family for family in FAMILIES.values() if name in family.models)
         model = family.models[name]
-        config = {**family.configs["sd3"]["transformer"], "num_layers": model.blocks}
+        config = family.configs.get(name, {}).get("transformer")
+        if config is None:  # an embedded model, whose configuration lies beside its weights
+            config = {**family.configs["sd3"]["transformer"], "num_layers": model.blocks}
         blocks = model.defaults.candidates
         contract = family.contract(config, variant=Variant.EMAG_Q, blocks=blocks)
-        yield shown, contract, model.defaults.steps
+        yield shown, contract, model.defaults
 
 
 def _interval() -> str:
     """Counted, not measured: EMAG-Q with an interval over plain CFG without one."""
     intervals = ((0.0, 1.0), (0.0, 0.75), (0.0, 0.5), (0.2, 0.8), (0.2, 0.5))
     rows = []
-    for shown, contract, steps in _counted():
-        cells = []
+    for shown, contract, defaults in _counted():
+        steps, cells = defaults.steps, []
+        if not GUIDANCES[defaults.guidance].uncond:
+            continue
         for interval in intervals:
             guidance = Guidance(interval=interval)
             rules = [guidance.rule_at(index, steps) for index in range(steps)]
@@ -95,18 +111,38 @@ def _interval() -> str:
 def _cost() -> str:
     """Counted, not measured: from the plan of the default run."""
     rows = []
-    for shown, contract, steps in _counted():
-        cost = cost_of(contract, EmagWindows().phases(steps), GUIDANCES["emag"])
+    for shown, contract, defaults in _counted():
+        rule, steps = GUIDANCES[defaults.guidance], defaults.steps
+        cost = cost_of(contract, EmagWindows().phases(steps), rule, distilled=not rule.uncond)
         blocks = contract.blocks
         rows.append(
             [
                 f"{shown}, {contract.num_blocks} blocks, candidates {blocks[0]}–{blocks[-1]}, {steps} steps",
-                str(cost.cfg),
-                f"{cost.two_pass} ({cost.two_pass / cost.cfg:.2f})",
-                f"{cost.planned} (**{cost.relative_to_cfg:.3f}**)",
+                str(cost.own),
+                f"{cost.two_pass} ({cost.two_pass / cost.own:.2f})",
+                f"{cost.planned} (**{cost.relative_to_own:.3f}**)",
             ]
         )
-    return _table(["model", "CFG", "released, two passes", "fork"], rows)
+    return _table(["model", "its own guidance", "released, two passes", "fork"], rows)
+
+
+def _families() -> str:
+    """A column for every processor that somebody has measured on."""
+    found = [load_results(path) for path in sorted(families.RESULTS.glob("*.json"))]
+    machines = [f"{one['machine']['processor']}, {one['machine']['cores']} cores" for one in found]
+    rows = []
+    for index, row in enumerate(found[0]["rows"]):
+        cells = [one["rows"][index] for one in found]
+        own = {"cfg": "CFG", "none": "one row"}[row["own_guidance"]]
+        rows.append(
+            [
+                f"{row['what']}, {row['steps']} steps",
+                own,
+                f"{row['row_blocks']:.3f}",
+                *(f"**{cell['ratio']:.3f}** [{cell['low']:.2f}–{cell['high']:.2f}]" for cell in cells),
+            ]
+        )
+    return _table(["EMAG-Q ÷ the model's own guidance", "which is", "counted", *machines], rows)
 
 
 def _bench(*, of_processor: bool) -> str:
@@ -275,6 +311,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "golden-errors": _golden,
     "cost": _cost,
     "interval": _interval,
+    "families": _families,
     "bench": lambda: _bench(of_processor=False),
     "bench-processor": lambda: _bench(of_processor=True),
     "prompt-accuracy": _accuracy,

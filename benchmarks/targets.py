@@ -72,7 +72,7 @@ def main() -> int:
     arguments = parser.parse_args()
     begin, bundles = time.monotonic(), arguments.bundles
     for name, options in _BUNDLES.items():
-        _run("build", *options, "--overwrite", "-o", str(bundles / name))
+        run_command("build", *options, "--overwrite", "-o", str(bundles / name))
     reports = {
         case: _bench(*(str(bundles / word) if word in _BUNDLES else word for word in words))
         for case, words in _CASES.items()
@@ -86,7 +86,8 @@ def main() -> int:
     return 0
 
 
-def _run(*command: str) -> str:
+def run_command(*command: str) -> str:
+    """What ``emag-export`` with these words prints; it ends this program where it fails."""
     done = subprocess.run([*_CLI, *command], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"emag-export {' '.join(command)} ended with {done.returncode}")
@@ -94,7 +95,7 @@ def _run(*command: str) -> str:
 
 
 def _bench(*options: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(_run("bench", *options, "--json"))
+    report: dict[str, Any] = json.loads(run_command("bench", *options, "--json"))
     return report
 
 

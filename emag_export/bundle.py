@@ -7,7 +7,7 @@ provenance and the SHA-256 of every file; a file that does not match is refused,
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,10 +56,15 @@ def engine_graph_file(engine: str) -> str:
     return f"{engine}.onnx"
 
 
-def file_records(root: Path) -> dict[str, FileRecord]:
-    """Size and SHA-256 of every file below ``root``, keyed by relative POSIX path."""
+def file_records(root: Path, hash_of: Callable[[Path], str] = hash_file) -> dict[str, FileRecord]:
+    """Size and SHA-256 of every file below ``root``, keyed by relative POSIX path.
+
+    Args:
+        root: A folder.
+        hash_of: Hashes one file; for callers that know the hash, or want to tell how far it is.
+    """
     return {
-        path.relative_to(root).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=hash_file(path))
+        path.relative_to(root).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=hash_of(path))
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name != MANIFEST and path.relative_to(root).parts[0] != ENGINES
     }

@@ -2,21 +2,37 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 __all__ = ["hash_file", "hash_files", "hash_json"]
 
 
-def hash_file(path: Path) -> str:
+_BLOCK = 64 << 20
+"""Bytes after which whoever waits for a hash is told how far it is."""
+
+
+def hash_file(path: Path, told: Callable[[int], object] | None = None) -> str:
     """SHA-256 of one file's bytes, in hexadecimal; other threads run meanwhile.
 
     The file is read, not mapped: pages of a mapped file count as this process's memory, as many as the file
     has, beside whatever else is loaded.
+
+    Args:
+        path: The file.
+        told: Called again and again with the bytes that are hashed.
     """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if told is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, part = hashlib.sha256(), bytearray(min(_BLOCK, path.stat().st_size))
+        done = 0
+        while read := file.readinto(part):
+            digest.update(memoryview(part)[:read])
+            done += read
+            told(done)
+        return digest.hexdigest()
 
 
 def hash_json(data: Any) -> str:

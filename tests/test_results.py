@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import full_size, fusion, golden_errors, prompt_accuracy, render, targets
+from benchmarks import families, full_size, fusion, golden_errors, prompt_accuracy, render, targets
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence.suites import SUITES
 from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
@@ -31,6 +31,7 @@ AXES: dict[str, Callable[[], dict[str, Any]]] = {
         for tuned in (False, True)
     },
     "bench": targets.axes,
+    "families": families.axes,
     "serving": serving.axes,
     "soak.json": soak.axes,
 }

@@ -72,7 +72,7 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool = False, progress: Pr
     require_disk_space(out, needs.disk)
     require_memory(needs)
     with disk_errors(out):
-        staging = Staging(out, plan.key)
+        staging = Staging(out, plan.key, progress)
         graphs = _graphs(plan, staging, progress)
         progress(Event(component="tokenizers", phase="copy"))
         _copy(plan, staging)

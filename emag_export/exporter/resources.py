@@ -13,13 +13,17 @@ from emag_export.contract import DTYPE_BYTES
 from emag_export.errors import InputError
 from emag_export.exporter.describe.identify import BuildPlan
 
-__all__ = ["VERIFIED_BYTES", "Needs", "free_memory", "needs_of", "require_memory"]
+__all__ = ["VERIFIED_BYTES", "Needs", "free_memory", "needs_of", "require_memory", "require_whole"]
 
 VERIFIED_BYTES = 2 << 30
 """Graphs with more weights are not run after the export: ``compare`` does that, and needs the memory."""
 
 _LIBRARIES = 600 * 10**6
 """PyTorch, diffusers and onnx, and a traced graph without its weights."""
+
+_UNREAD, _UNREAD_SHARE = 700 * 10**6, 0.035
+"""Of an export that leaves its large weights unread: tables of positions while they are computed, the graph,
+and a weight while it is converted and written. These grow with the model, the latter as a share of it."""
 
 _CHECKING = 1.5
 """Times the float32 weights that onnxruntime takes while a graph is checked: it computes half precision in
@@ -55,7 +59,8 @@ def needs_of(plan: BuildPlan, *, engines: bool = False) -> Needs:
         engines: Whether compiled engines will lie beside the graphs; each is about as large as its graph.
     """
     written = {name: _written(plan, name) for name in plan.components}
-    memory = {name: _memory(plan, size) for name, size in written.items()}
+    whole = plan.source.loaded_whole
+    memory = {name: _memory(plan, size, whole=whole) for name, size in written.items()}
     largest = max(memory, key=lambda name: memory[name])
     return Needs(
         disk=round(_MARGIN * (1 + engines) * sum(written.values())),
@@ -73,10 +78,28 @@ def _written(plan: BuildPlan, name: str) -> float:
     return weights * DTYPE_BYTES[precision] * (1.0 if whole else family.component(name).half_size)
 
 
-def _memory(plan: BuildPlan, written: float) -> float:
+def _memory(plan: BuildPlan, written: float, *, whole: bool) -> float:
+    """Bytes of an export.
+
+    Args:
+        plan: What is built.
+        written: Bytes of the component's weights as its graph has them.
+        whole: Whether all weights are loaded before the first is written.
+    """
     checked = written <= VERIFIED_BYTES
     float32 = written * DTYPE_BYTES["float32"] / DTYPE_BYTES[plan.contract.precision]
-    return _LIBRARIES + written + checked * _CHECKING * float32
+    held = written if whole or checked else _UNREAD + _UNREAD_SHARE * written
+    return _LIBRARIES + held + checked * _CHECKING * float32
+
+
+def require_whole(plan: BuildPlan, name: str) -> None:
+    """Refuse a component whose weights must all be loaded, and do not fit.
+
+    Raises:
+        InputError: With what would fit.
+    """
+    need = round(_MARGIN * _memory(plan, _written(plan, name), whole=True))
+    require_memory(Needs(disk=0, memory=need, component=name))
 
 
 def free_memory() -> int:

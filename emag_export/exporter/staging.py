@@ -10,13 +10,18 @@ from pathlib import Path
 
 from emag_export.bundle import MANIFEST, file_records
 from emag_export.errors import BundleError, ExportError, InputError
+from emag_export.hashing import hash_file
 from emag_export.manifest import FileRecord, Manifest
+from emag_export.progress import Event, Progress, silent
 from emag_export.records import FORMAT_VERSION, dump_record, read_record
 
-__all__ = ["BuildMarker", "Staging", "require_disk_space", "require_free_target"]
+__all__ = ["BuildMarker", "Staging", "require_disk_space", "require_free_target", "unfinished"]
 
 _MARKER = "build.json"
 _DONE = ".done.json"
+_UNFINISHED = ".unfinished"
+_LARGE = 1 << 30
+"""Bytes of a file whose hashing takes long enough to be told about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +47,15 @@ class Staging:
     Args:
         target: The finished folder.
         key: Hash of everything that decides the content. Parts finished under another key are discarded.
+        progress: Told how far the hashing of large files is.
 
     Raises:
         BundleError: If an unfinished folder is there and does not say what it is.
     """
 
-    def __init__(self, target: Path, key: str) -> None:
+    def __init__(self, target: Path, key: str, progress: Progress = silent) -> None:
+        self._progress = progress
+        self._hashed: dict[tuple[Path, int, int], str] = {}
         self.target = target
         self.path = target.absolute().parent / f".{target.absolute().name}.partial"
         marker = self.path / _MARKER
@@ -69,13 +77,13 @@ class Staging:
         folder = self.path / name
         if self._whole(folder):
             return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        if folder.is_dir():
+            _clear(folder)
+        folder.mkdir(exist_ok=True)
         write(folder)
-        (folder / _DONE).write_text(dump_record(PartRecord(files=_content(folder))), "utf-8")
+        (folder / _DONE).write_text(dump_record(PartRecord(files=self._content(folder))), "utf-8")
 
-    @staticmethod
-    def _whole(folder: Path) -> bool:
+    def _whole(self, folder: Path) -> bool:
         done = folder / _DONE
         if not done.is_file():
             return False
@@ -83,7 +91,7 @@ class Staging:
             record = read_record(PartRecord, done.read_bytes(), name=str(done), remedy="make it again")
         except BundleError:
             return False
-        return _content(folder) == record.files
+        return self._content(folder) == record.files
 
     def finished(self, name: str) -> bool:
         """Whether an earlier run left this part behind as finished."""
@@ -91,7 +99,24 @@ class Staging:
 
     def files(self) -> Mapping[str, FileRecord]:
         """Size and SHA-256 of everything so far, by path; markers of unfinished work are left out."""
-        return _content(self.path)
+        return self._content(self.path)
+
+    def _content(self, folder: Path) -> dict[str, FileRecord]:
+        records = file_records(folder, self._hash)
+        return {name: record for name, record in records.items() if Path(name).name not in (_MARKER, _DONE)}
+
+    def _hash(self, path: Path) -> str:
+        """SHA-256 of a file, which is read once as long as it does not change."""
+        stat = path.stat()
+        known = (path, stat.st_size, stat.st_mtime_ns)
+        if known not in self._hashed:
+
+            def told(done: int) -> None:
+                component = path.parent.name
+                self._progress(Event(component=component, phase="hash", done=done, total=stat.st_size))
+
+            self._hashed[known] = hash_file(path, told if stat.st_size > _LARGE else None)
+        return self._hashed[known]
 
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest last and move everything into place, replacing what was there."""
@@ -107,9 +132,29 @@ class Staging:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _content(folder: Path) -> dict[str, FileRecord]:
-    records = file_records(folder)
-    return {name: record for name, record in records.items() if Path(name).name not in (_MARKER, _DONE)}
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """A sub-folder for files that take long: an interrupted run leaves it, the next one finds what is in it.
+
+    Whoever writes there must be able to tell what is whole. It is gone at the end of the ``with``, unless
+    that is left by an error.
+
+    Args:
+        folder: A part of a :class:`Staging`, or any other folder.
+    """
+    path = folder / _UNFINISHED
+    path.mkdir(exist_ok=True)
+    yield path
+    shutil.rmtree(path)
+
+
+def _clear(folder: Path) -> None:
+    """Remove everything but what can be continued."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != _UNFINISHED:
+            shutil.rmtree(path)
+        elif not path.is_dir():
+            path.unlink()
 
 
 def require_free_target(target: Path, *, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Attend", "Blocks", "Flow", "Heads", "plain"]
+__all__ = ["Attend", "Blocks", "Flow", "Heads", "numbers", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,15 @@ class Flow:
     def gather(self, index: Int[Tensor, " branch"]) -> "Flow":
         """The rows that continue behind the fork, in their order."""
         return replace(self, rows={name: tensor.index_select(0, index) for name, tensor in self.rows.items()})
+
+
+def numbers(weight: Tensor) -> Tensor:
+    """The numbers of a weight, which an export leaves unread until they are written.
+
+    A family that looks at what a weight holds must ask for it here.
+    """
+    read = getattr(weight, "read_stored", None)
+    return weight if read is None else read()
 
 
 @runtime_checkable

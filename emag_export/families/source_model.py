@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from emag_export.errors import ModelError
 from emag_export.families.family import Family
@@ -32,6 +32,8 @@ class SourceModel:
     index: dict[str, Any]
     """``model_index.json``."""
     family: Family
+    loaded_whole: ClassVar[bool] = False
+    """Whether :meth:`unread` gives nothing, whatever the component."""
 
     def has(self, component: str) -> bool:
         """Whether the pipeline has this component."""
@@ -110,6 +112,26 @@ class SourceModel:
             variant=self.variant(component),
             **options,
         )
+
+    def unread(self, component: str, model_class: Any, dtype: Any) -> Any:
+        """A component whose weights are left in their files, each to be read when it is needed.
+
+        Args:
+            component: Folder.
+            model_class: Its class in diffusers or transformers.
+            dtype: Of the weights, as PyTorch names it.
+
+        Returns:
+            A :class:`~emag_export.families.unread.Unread`; None where only :meth:`load` can read this layout.
+
+        Raises:
+            ModelError: If the weights are not whole.
+        """
+        from emag_export.families.unread import unread_files
+
+        self.variant(component)
+        files = [path for path in self.files() if path.match(f"{component}/*.safetensors")]
+        return unread_files(files, model_class, self.config(component), dtype)
 
     def copied(self, component: str) -> Iterator[tuple[str, bytes]]:
         """Files of a tokenizer or of the scheduler that a bundle takes over, by name."""

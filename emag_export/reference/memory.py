@@ -29,7 +29,7 @@ def must_record(bundle: Bundle, prepared: Prepared, *, floor: bool) -> bool:
         floor: Whether the model runs in the bundle's precision, too.
 
     Raises:
-        InputError: If not even the recording fits: it holds the averages of every step.
+        InputError: If the model does not fit, or not even the recording: it holds the averages of every step.
     """
     files = sum(record.bytes for name, record in bundle.files.items() if name.startswith(f"{DENOISER}/"))
     float32 = files * DTYPE_BYTES["float32"] // DTYPE_BYTES[bundle.contract.precision]
@@ -37,6 +37,13 @@ def must_record(bundle: Bundle, prepared: Prepared, *, floor: bool) -> bool:
     available = free_memory()
     if models + _ENGINE_COPIES * float32 + _ROOM <= available:
         return False
+    if models > available:
+        kinds = f"float32 and {bundle.contract.precision}" if floor else "float32"
+        raise InputError(
+            f"the reference is the whole source model in PyTorch in {kinds}, {models / 1e9:.1f} GB; "
+            f"{available / 1e9:.1f} GB are free. An export needs less, it reads one weight at a time; "
+            "compare on a machine with more memory, or compare a smaller model of the same family"
+        )
     contract = bundle.contract
     numbers = prod(state_shape(contract, prepared.latents, prepared.conditioning.given))
     recording = len(prepared.plan.steps) * numbers * DTYPE_BYTES[contract.state_dtype]

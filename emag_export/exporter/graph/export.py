@@ -1,8 +1,9 @@
-"""Export one component: load its weights, trace it, check the graph where that fits into memory."""
+"""Export one component: trace it, write its weights one at a time, check the graph where that fits."""
 
 import gc
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,11 +12,12 @@ from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.exporter.describe.identify import BuildPlan
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, DENOISER_EXAMPLE_SIZES, random_inputs
 from emag_export.exporter.graph.fork import fork
-from emag_export.exporter.graph.onnx_export import export_graph
+from emag_export.exporter.graph.onnx_export import Weights, export_graph
 from emag_export.exporter.graph.passes import write_engine_graphs
 from emag_export.exporter.graph.verify import verify_graph
-from emag_export.exporter.resources import VERIFIED_BYTES
-from emag_export.exporter.source.load import load_transformer, wrapped
+from emag_export.exporter.resources import VERIFIED_BYTES, require_whole
+from emag_export.exporter.source.load import load_transformer, open_component, open_transformer, wrapped
+from emag_export.exporter.source.place import Reserved
 from emag_export.progress import Event, Progress
 from emag_export.shapes import Sizes
 from emag_export.sizes import whole_sizes
@@ -59,22 +61,54 @@ def export_component(plan: BuildPlan, name: str, folder: Path, progress: Progres
 
 
 def _write_graphs(plan: BuildPlan, name: str, graph: Path, progress: Progress) -> None:
-    """Load, trace and check; all weights are let go at the end."""
-    precision = plan.contract.precision
+    """Trace and write without the large weights, then check with them where they fit; all are let go."""
+    precision, spec = plan.contract.precision, component_spec(plan, name)
     progress(Event(component=name, phase="load"))
-    module, sizes = _load(plan, name)
-    spec = component_spec(plan, name)
+    module, reserved, sizes = _open(plan, name)
+    large = _bytes(module)
     progress(Event(component=name, phase="trace"))
-    export_graph(module, spec, random_inputs(spec, sizes[0]), graph, precision=precision)
+
+    def told(done: int, total: int) -> None:
+        progress(Event(component=name, phase="write", done=done, total=total))
+
+    weights = Weights(reserved=reserved, told=told)
+    export_graph(module, spec, random_inputs(spec, sizes[0]), graph, precision=precision, weights=weights)
     graphs = [graph, *write_engine_graphs(graph)]
-    if _bytes(module) <= VERIFIED_BYTES:
+    if large <= VERIFIED_BYTES:
         progress(Event(component=name, phase="verify"))
+        if reserved is not None:
+            del module, reserved, weights
+            module, _ = _load(plan, name)
         for checked in graphs:
             verify_graph(module, spec, checked, sizes[1:], precision)
 
 
+def _open(plan: BuildPlan, name: str) -> tuple[nn.Module, Reserved | None, tuple[Sizes, ...]]:
+    """The module, its unread weights, the sizes to trace it at, and those to check the graph at.
+
+    Sources that must be loaded as a whole have no unread weights, and are refused if the memory is not there.
+    """
+    contract = plan.contract
+    opened: tuple[Any, Reserved] | None
+    if name == DENOISER:
+        sizes = denoiser_sizes(contract)
+        shift = plan.provenance.timestep_shift
+        opened = open_transformer(plan.source, contract.precision, plan.loras, timestep_shift=shift)
+        if opened is not None:
+            return fork(opened[0], contract), opened[1], sizes
+    else:
+        component = plan.source.family.component(name)
+        sizes = (component.example, *component.check)
+        opened = open_component(plan.source, component, contract.precision)
+        if opened is not None:
+            return *opened, sizes
+    require_whole(plan, name)
+    module, sizes = _load(plan, name)
+    return module, None, sizes
+
+
 def _load(plan: BuildPlan, name: str) -> tuple[nn.Module, tuple[Sizes, ...]]:
-    """The module, the sizes to trace it at, and those to check the graph at."""
+    """The module with all its weights, the sizes to trace it at, and those to check the graph at."""
     contract = plan.contract
     if name == DENOISER:
         model = load_transformer(

@@ -5,7 +5,8 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,37 @@ import onnx
 import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
 from emag_export.contract import GraphSpec
 from emag_export.errors import ExportError
 from emag_export.exporter.describe.recipes import OPSETS
+from emag_export.exporter.graph.data_file import write_data
 from emag_export.exporter.graph.simplify import simplify
+from emag_export.exporter.source.place import Reserved
+from emag_export.exporter.staging import unfinished
 from emag_export.shapes import Dim
 
-__all__ = ["export_graph"]
+__all__ = ["Weights", "export_graph"]
 
 EXTERNAL_DATA_BYTES = 1 << 20
 """Graphs with more weights than this keep them beside the ONNX file."""
 
+_EMBEDDED_BYTES = 256
+"""Weights of no more bytes lie in the ONNX file itself all the same."""
+
 _SYMBOL = re.compile(r"\bs\d+\b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights that a module does not hold, and who wants to know how far they are written."""
+
+    reserved: Reserved | None = None
+    """The place of the unread ones."""
+    told: Callable[[int, int], object] = lambda done, total: None
+    """Called with bytes that are written, and bytes in all."""
 
 
 def export_graph(
@@ -36,8 +54,11 @@ def export_graph(
     path: Path,
     *,
     precision: str = "float32",
+    weights: Weights | None = None,
 ) -> None:
-    """Write ``module`` as ONNX.
+    """Write ``module`` as ONNX, its weights one at a time.
+
+    What an interrupted call has written of them into the same folder is checked and kept.
 
     Args:
         module: In eval mode; its ``forward`` takes the inputs of ``spec`` by name.
@@ -46,10 +67,13 @@ def export_graph(
             dimensions from being taken for constants or for one another.
         path: The ONNX file. Large weights go to ``<name>.data`` beside it.
         precision: Of its weights, which decides the opset.
+        weights: Where those are that the module does not hold; None if it holds all.
 
     Raises:
-        ExportError: If tracing fails, or the result does not fit ``spec``.
+        ExportError: If tracing fails, the result does not fit ``spec``, or something needed the numbers of a
+            weight before they were read.
     """
+    weights = weights or Weights()
     dynamic = {
         tensor.name: {
             axis: torch.export.Dim.AUTO for axis, dim in enumerate(tensor.dims) if isinstance(dim, str)
@@ -81,7 +105,7 @@ def export_graph(
     simplify(model)
     _name_axes(model, spec)
     ClearMetadataAndDocStringPass()(model)
-    _save(model, path)
+    _save(model, path, weights)
     _check(path, spec)
 
 
@@ -135,13 +159,36 @@ def _renamed(dim: Any, names: Mapping[str, str]) -> Dim | None:
     return _SYMBOL.sub(named, dim.value)
 
 
-def _save(model: Any, path: Path) -> None:
+def _save(model: Any, path: Path, weights: Weights) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = sum(
-        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value
-    )
-    external = f"{path.name}.data" if weights > EXTERNAL_DATA_BYTES else None
-    onnx_ir.save(model, path, external_data=external)
+    if weights.reserved is not None:
+        weights.reserved.check()
+        _read_when_written(model, weights.reserved)
+    values = [value for graph in model.graphs() for value in graph.initializers.values() if value.const_value]
+    if sum(value.const_value.nbytes for value in values) > EXTERNAL_DATA_BYTES:
+        external = [value for value in values if value.const_value.nbytes > _EMBEDDED_BYTES]
+        with unfinished(path.parent) as folder:
+            data = write_data(
+                [value.const_value for value in external], folder / f"{path.name}.data", weights.told
+            )
+            (folder / f"{path.name}.data").replace(path.with_name(f"{path.name}.data"))
+        for value, tensor in zip(external, data, strict=True):
+            value.const_value = tensor
+    onnx_ir.save(model, path)
+
+
+def _read_when_written(model: Any, reserved: Reserved) -> None:
+    """Put into the place of every unread weight what reads it; transposes that were folded are applied."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        read = None if tensor is None else reserved.reader(tensor.numpy())
+        if read is not None:
+            value.const_value = onnx_ir.LazyTensor(
+                lambda read=read, name=value.name: TorchTensor(read(), name=name),
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                name=value.name,
+            )
 
 
 def _check(path: Path, spec: GraphSpec) -> None:

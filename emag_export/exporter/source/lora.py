@@ -20,7 +20,7 @@ from emag_export.hashing import hash_file
 from emag_export.manifest import LoraRecord
 from emag_export.options import Lora
 
-__all__ = ["lora_records", "merge_loras", "recorded_loras"]
+__all__ = ["add_changes", "lora_changes", "lora_records", "merge_loras", "recorded_loras"]
 
 _PREFIX = "transformer."
 _KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|alpha)")
@@ -74,20 +74,45 @@ def merge_loras(transformer: Any, loras: Sequence[Lora]) -> None:
     """
     import torch
 
+    layers = dict(transformer.named_modules())
+    # Everything is checked before any weight is changed.
+    for name, changes in sorted(lora_changes(transformer, loras).items()):
+        merged = add_changes(layers[name].weight, changes)
+        layers[name].weight = torch.nn.Parameter(merged, requires_grad=False)
+
+
+LoraChange = tuple[float, Any, Any]
+"""A factor, B and A of one layer: it changes by factor · B A."""
+
+
+def lora_changes(transformer: Any, loras: Sequence[Lora]) -> dict[str, list[LoraChange]]:
+    """What LoRAs change, by layer.
+
+    Args:
+        transformer: A diffusers transformer; only the shapes of its weights are looked at.
+        loras: Any number.
+
+    Raises:
+        ModelError: If a file is no LoRA, or does not fit this transformer.
+    """
+    import torch
+
     layers = {
         name: module for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)
     }
-    # Everything is checked before any weight is changed.
-    changes = [(lora, _read(lora.path, layers)) for lora in loras]
-    names = {name for _, parts in changes for name in parts}
-    for name in sorted(names):
-        weight = layers[name].weight
-        total = weight.float()
-        for lora, parts in changes:
-            if name in parts:
-                down, up, factor = parts[name]
-                total = total + lora.scale * factor * (up.float() @ down.float())
-        layers[name].weight = torch.nn.Parameter(total.to(weight.dtype), requires_grad=False)
+    changes: dict[str, list[LoraChange]] = {}
+    for lora in loras:
+        for name, (down, up, factor) in _read(lora.path, layers).items():
+            changes.setdefault(name, []).append((lora.scale * factor, up, down))
+    return changes
+
+
+def add_changes(weight: Any, changes: Sequence[LoraChange]) -> Any:
+    """The weight with these changes, in its dtype: summed in float32, rounded once."""
+    total = weight.float()
+    for factor, up, down in changes:
+        total = total + factor * (up.float() @ down.float())
+    return total.to(weight.dtype)
 
 
 _Parts = dict[str, tuple[Any, Any, float]]

@@ -33,7 +33,7 @@ class RandomModel(SourceModel):
         return hash_json(
             [
                 {name: dict(config) for name, config in self.family.configs[self.name].items()},
-                "random",
+                "random, each weight seeded by its name",
                 self.seed,
             ]
         )
@@ -59,6 +59,12 @@ class RandomModel(SourceModel):
 
         dtype = options["torch_dtype"] if "torch_dtype" in options else options["dtype"]
         return random_component(model_class, self.config(component), dtype=dtype, seed=self.seed)
+
+    def unread(self, component: str, model_class: Any, dtype: Any) -> Any:
+        """The component with random weights that are made when they are needed: those of :meth:`load`."""
+        from emag_export.exporter.source.random_weights import unread_random
+
+        return unread_random(model_class, self.config(component), dtype=dtype, seed=self.seed)
 
     def copied(self, component: str) -> Iterator[tuple[str, bytes]]:
         """Files of the scheduler or of a tokenizer: a small vocabulary, with the real token limit."""

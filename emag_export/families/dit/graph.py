@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from emag_export.families.protocol import Attend, Flow, Heads
+from emag_export.families.protocol import Attend, Flow, Heads, numbers
 from emag_export.families.sinusoids import frequencies_of, waves_of
 
 __all__ = ["DitBlocks", "blocks", "set_timestep_shift"]
@@ -101,7 +101,8 @@ def _first_equal(embeddings: Sequence[nn.Module]) -> tuple[int, ...]:
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(numbers(a), numbers(b)) for a, b in pairs)
 
 
 def _name(index: int) -> str:

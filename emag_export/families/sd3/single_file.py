@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from emag_export.errors import ModelError
 from emag_export.families.family import Family
@@ -40,6 +40,7 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 class SingleFileModel(SourceModel):
     """``path`` is the file. Text encoders count where their tokenizers lie beside it."""
 
+    loaded_whole: ClassVar[bool] = True
     shapes: Mapping[str, tuple[tuple[int, ...], int]] = field(repr=False)
     """Shape and bytes of every tensor."""
 
@@ -121,6 +122,9 @@ class SingleFileModel(SourceModel):
                 "the checkpoint is incomplete: download it again"
             )
         return model
+
+    def unread(self, component: str, model_class: Any, dtype: Any) -> None:
+        """None: diffusers' converters join and split weights, and do so in memory."""
 
     def _weights(self, prefix: str, dtype: Any) -> dict[str, Any]:
         from safetensors import safe_open

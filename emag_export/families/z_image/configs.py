@@ -58,7 +58,6 @@ _QWEN3_4B: Config = MappingProxyType(
         "tie_word_embeddings": True,
     }
 )
-_VAE = kl_config(scaling_factor=0.3611, shift_factor=0.1159)
 
 
 def _pipeline(shift: float, transformer: Config) -> Mapping[str, Config]:
