@@ -55,11 +55,6 @@ class GenerationRequest:
             raise InputError(
                 "the `prompt` is empty; describe the picture, or generate without one by `guidance` emag-only"
             )
-        if self.negative_prompt.strip() and not self.guidance.rule.uncond:
-            raise InputError(
-                f"the `negative_prompt` would change nothing, as {self.guidance.name} makes no prediction "
-                "without the prompt; leave it out, or give `guidance` cfg or emag"
-            )
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise InputError(f"seed is {self.seed}; it must lie between 0 and 2^63 - 1")
         if self.fixed_blocks is not None and self.random_blocks is not None:
@@ -133,8 +128,16 @@ def check_prompts(bundle: Bundle, request: GenerationRequest) -> None:
     """Refuse prompts that the bundle does not know, before anything is opened. Any text is known as text.
 
     Raises:
-        InputError: If the model is prompted by class and there is no such class, with the nearest names.
+        InputError: If the model is prompted by class and there is no such class, with the nearest names; or
+            if it is distilled and nothing would look at the negative prompt.
     """
+    distilled = not GUIDANCES[bundle.defaults.guidance].uncond
+    if distilled and request.negative_prompt.strip() and not request.guidance.rule.uncond:
+        raise InputError(
+            "the `negative_prompt` would change nothing: this model is distilled, and "
+            f"{request.guidance.name} makes no prediction without the prompt; leave it out, or give "
+            "`guidance` cfg or emag"
+        )
     if bundle.labels is None:
         return
     for name in ("prompt", "negative_prompt"):

@@ -121,7 +121,7 @@ def test_pictures_remember_the_scale(flux_bundle: Path, tmp_path: Path) -> None:
     [
         (
             ("--negative-prompt", "x"),
-            "--negative-prompt would change nothing, as emag-only makes no prediction",
+            "--negative-prompt would change nothing: this model is distilled, and emag-only makes no",
         ),
         (("--height", "18"), "--height 18 is no multiple of 4"),
         (("--embedded-guidance", "-1"), "--embedded-guidance is -1.0; it must lie between 0.0 and 100.0"),
