@@ -213,9 +213,10 @@ def _fusion() -> str:
     for small, large in zip(cases[::2], cases[1::2], strict=True):
         blocks = {1: "one candidate block", 2: "two candidate blocks"}[small["candidates"]]
         behind = ", text behind a mask" if small["masked"] else ""
+        family = f"{FAMILIES[small['family']].title}: " if "family" in small else ""
         rows.append(
             [
-                f"`{small['variant']}`, {small['heads']} heads, {blocks}{behind}",
+                f"{family}`{small['variant']}`, {small['heads']} heads, {blocks}{behind}",
                 f"{small['bytes'] / 1e6:.0f} MB",
                 f"{large['bytes'] / 1e6:.0f} MB",
                 f"{large['maps']:.1f}",

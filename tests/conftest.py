@@ -60,6 +60,8 @@ EXPORTING_FILES = {
         "test_first_command",
         "test_fusion",
         "test_golden_families",
+        "test_masked",
+        "test_z_image",
     ),
     *("test_gpu_dry", "test_gpu_script", "test_half", "test_random_model", "test_single_file", "test_source"),
     *("test_state_precision", "test_tensorrt_build", "test_tiny_sd3", "test_timing_cache", "test_wheel"),

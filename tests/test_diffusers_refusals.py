@@ -88,13 +88,13 @@ def test_a_kind_that_a_family_has_not(variant: str) -> None:
 
 
 def test_other_pipelines_and_transformers() -> None:
-    class FluxPipeline:
+    class SanaPipeline:
         pass
 
     with pytest.raises(
-        ModelError, match=r"the pipeline is a FluxPipeline; only StableDiffusion3Pipeline .* can be guided"
+        ModelError, match=r"the pipeline is a SanaPipeline; only StableDiffusion3Pipeline .* can be guided"
     ):
-        guide_pipeline(FluxPipeline())
+        guide_pipeline(SanaPipeline())
     with pytest.raises(ModelError, match="is a DiTTransformer2DModel, wanted is a SD3Transformer2DModel"):
         guide_pipeline(text_pipeline(small_dit()))
     compiled = text_pipeline()

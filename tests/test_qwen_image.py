@@ -1,32 +1,20 @@
-"""The family qwen_image, from its blocks to pictures, against diffusers' own model and pipeline."""
+"""The family qwen_image in PyTorch, part by part, against diffusers' own model and pipeline."""
 
-import asyncio
-import json
-import shutil
-from collections import Counter
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
-import onnx
 import pytest
 import torch
-from click.testing import CliRunner
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from emag_export.bundle import GRAPH_FILE, Bundle, engine_graph_file
-from emag_export.cli.main import main
-from emag_export.engines.config import EngineConfig
+from emag_export.diffusers_guidance.negative import negative_of
+from emag_export.diffusers_guidance.pipeline import guide_pipeline
 from emag_export.engines.eager import EagerEngine
-from emag_export.engines.tensorrt.build import plan_engine_build
-from emag_export.engines.tensorrt.flavour import flavour_of
-from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.errors import ModelError
-from emag_export.exporter.build import build
 from emag_export.exporter.describe.identify import identify
 from emag_export.exporter.graph.examples import random_inputs
 from emag_export.exporter.graph.fork import Forked
@@ -38,26 +26,27 @@ from emag_export.families.qwen_image.text_encoder import TextEncoder
 from emag_export.kinds import Variant
 from emag_export.options import BuildOptions
 from emag_export.reference.two_pass import two_pass_denoise
-from emag_export.runtime.batching.options import BatchingOptions
-from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
+from emag_export.runtime.guidance.norm import keep_norm
+from emag_export.runtime.guidance.rules import (
+    GUIDANCES,
+    Guidance,
+    GuidanceRule,
+    Predictions,
+    Terms,
+    cfg,
+    emag,
+)
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.pictures.decode import decode_latents
-from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.sampling.conditioning import Conditioning
 from emag_export.runtime.sampling.plan import EmagWindows, cost_of, make_plan
 from emag_export.runtime.sampling.schedule import schedule_of
 from emag_export.runtime.sampling.state import RunState
 from emag_export.runtime.text.prompts import PromptEncoder
-from emag_export.serve.app import create_app
-from emag_export.serve.metrics import Metrics
-from emag_export.serve.models import open_models
-from emag_export.serve.settings import ServerSettings
-from tests.bundles import once
 from tests.qwen_image import (
     FLOW,
     WIDTH,
     qwen_image_fork,
-    save_qwen_image_pipeline,
     small_autoencoder,
     small_pipeline,
     small_qwen_image,
@@ -66,27 +55,7 @@ from tests.qwen_image import (
 FAMILY = FAMILIES["qwen_image"]
 PROMPT, NEGATIVE = "a red circle on the blue square", "small green ring"
 LENGTH = 16
-"""Tokens of a prompt in the bundle."""
-SIDES = ("--height", "24", "--width", "36", "--threads", "1")
-
-
-@pytest.fixture(scope="session")
-def qwen_image_pipeline(shared_folder: Path) -> Path:
-    return once(shared_folder / "qwen-image-pipeline", save_qwen_image_pipeline)
-
-
-@pytest.fixture(scope="session")
-def qwen_image_bundle(shared_folder: Path, qwen_image_pipeline: Path) -> Path:
-    """That pipeline as emag-q. Read-only: copy it to change it."""
-    options = BuildOptions(max_sequence_length=LENGTH, emag_candidates=(1, 2))
-    folder = shared_folder / "qwen-image-bundle"
-    return once(folder, lambda path: build(str(qwen_image_pipeline), path, options))
-
-
-def run(*words: object) -> str:
-    result = CliRunner().invoke(main, [str(word) for word in words], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    return result.stdout
+"""Tokens of a prompt."""
 
 
 def unperturbed(module: Forked, h: int, w: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -134,6 +103,16 @@ def test_float16_is_clipped_where_the_model_clips() -> None:
     inputs, wanted = unperturbed(module, 3, 2)
     assert wanted.dtype is torch.float16 and bool(wanted.isfinite().all())
     torch.testing.assert_close(module(**inputs)[0], wanted, rtol=0, atol=2e-3)
+
+
+def filled_up(given: Conditioning) -> Conditioning:
+    """With as many tokens in the negative as in the others."""
+    if given.negative is None:
+        return given
+    states, mask = given.negative.values()
+    missing = given.given["encoder_hidden_states"].shape[1] - states.shape[1]
+    negative = dict(zip(given.given, (pad(states, (0, 0, 0, missing)), pad(mask, (0, missing))), strict=True))
+    return Conditioning(given=given.given, negative=negative)
 
 
 def texts(generator: torch.Generator, *lengths: int) -> dict[str, Tensor]:
@@ -250,71 +229,48 @@ def test_pictures_are_decoded_as_the_pipeline_does() -> None:
     assert np.abs(drawn.astype(int) - eight_bit).max() <= 1
 
 
-def test_every_attention_is_fused_and_nothing_is_float64(qwen_image_bundle: Path) -> None:
-    folder = qwen_image_bundle / "transformer"
-    fused = onnx.load(folder / engine_graph_file("onnxruntime"), load_external_data=False).graph
-    operators = Counter(node.op_type for node in fused.node)
-    assert (operators["MultiHeadAttention"], operators["Softmax"]) == (4, 0)
-    for path in qwen_image_bundle.glob(f"*/{GRAPH_FILE}"):
-        graph = onnx.load(path, load_external_data=False).graph
-        kinds = {value.type.tensor_type.elem_type for value in graph.value_info}
-        assert not kinds & {onnx.TensorProto.DOUBLE, onnx.TensorProto.COMPLEX64}
+def of_prompts(pipeline: QwenImagePipeline, *prompts: str) -> dict[str, Tensor]:
+    """As the pipeline encodes them together."""
+    states, mask = pipeline.encode_prompt(list(prompts))
+    if mask is None:
+        mask = torch.ones(states.shape[:2], dtype=torch.int64)
+    return {"encoder_hidden_states": states, "encoder_hidden_states_mask": mask}
 
 
-# Measured 0: both round the same picture to 8 bits. Without keeping the length of tokens it differs by 19.
-def test_a_picture_is_the_pipelines(qwen_image_bundle: Path, qwen_image_pipeline: Path) -> None:
-    theirs = QwenImagePipeline.from_pretrained(qwen_image_pipeline)
-    theirs.set_progress_bar_config(disable=True)
-    latents = torch.randn(1, 4, 12, 18, generator=torch.Generator().manual_seed(3))
-    words = {"height": 24, "width": 36, "negative_prompt": NEGATIVE}
-    (wanted,) = theirs(
-        PROMPT,
-        **words,
-        num_inference_steps=6,
-        latents=QwenImagePipeline._pack_latents(latents, 1, 4, 12, 18),
-        output_type="np",
-    ).images
-    with Pipeline.open(qwen_image_bundle, threads=1) as pipeline:
-        (ours,) = pipeline.generate(PROMPT, guidance="cfg", seed=3, steps=6, **words)  # type: ignore[arg-type]
-    assert np.abs(np.asarray(ours).astype(int) - (wanted * 255).round()).max() <= 1
+# Measured 2.4e-6 of 3.6.
+@pytest.mark.parametrize("variant", [Variant.EMAG_Q, Variant.EMAG, Variant.SKIP])
+@pytest.mark.parametrize("scale", [4.0, 1.0])
+def test_a_guided_pipeline_is_the_reference(
+    variant: Variant, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside diffusers, where the norm is that of what the transformer answers: it is guided already."""
 
+    def combined(
+        rule: GuidanceRule, terms: Terms, found: Predictions, *state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        steered = emag(found.cond, found.perturbed, terms.emag_scale)
+        if found.uncond is None:
+            return steered, state[1]
+        return keep_norm(cfg(found.uncond, steered, terms.scale), steered, (2, 2)), state[1]
 
-def test_it_is_compared_and_drawn_by_every_way(qwen_image_bundle: Path, tmp_path: Path) -> None:
-    words = ("--prompt", PROMPT, "--steps", "4", *SIDES)
-    found = json.loads(run("compare", qwen_image_bundle, *words, "--json"))
-    assert found["passed"], found["failures"]
-    run("generate", qwen_image_bundle, *words, "--seed", "5", "--previews", "2", "-o", tmp_path / "a.png")
-    assert (tmp_path / "previews" / "a.step-002.png").is_file()
-    table = tmp_path / "prompts.jsonl"
-    table.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (PROMPT, NEGATIVE)), "utf-8")
-    rows = ("--prompts", table, "--steps", "4", "--images-per-call", "2", *SIDES)
-    assert "2 drawn" in run("batch", qwen_image_bundle, *rows, "-o", tmp_path / "out")
-
-
-def test_a_server_draws_it(qwen_image_bundle: Path) -> None:
-    metrics = Metrics()
-    batching = BatchingOptions(images_per_call=2, live_images=2, threads=1)
-    models = open_models([qwen_image_bundle], EngineConfig(threads=1), batching, metrics)
-    app = create_app(models, ServerSettings(), metrics)
-
-    async def ask() -> list[httpx2.Response]:
-        transport = httpx2.ASGITransport(app=app)
-        body = {"num_inference_steps": 3, "seed": 1, "size": "36x24", "emag": {"cfg_norm": True}}
-        async with httpx2.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
-            asked = [{**body, "prompt": prompt} for prompt in (PROMPT, NEGATIVE)]
-            return await asyncio.gather(*(client.post("/v1/images/generations", json=one) for one in asked))
-
-    try:
-        answers = asyncio.run(ask())
-    finally:
-        models[0].batched.close()
-    assert [(answer.status_code, answer.json()["size"]) for answer in answers] == [(200, "36x24")] * 2
-
-
-def test_it_becomes_engines(qwen_image_bundle: Path, tmp_path: Path) -> None:
-    bundle = Bundle(shutil.copytree(qwen_image_bundle, tmp_path / "bundle"))
-    built = plan_engine_build(bundle, flavour_of("tensorrt-rtx"), EngineOptions(targets=("sm89",)))
-    records = built.run()
-    assert list(records) == bundle.components
-    (profile,) = records["text_encoder"].profiles
-    assert profile["tokens"].max == 34 + LENGTH
+    monkeypatch.setattr("emag_export.reference.two_pass.combine", combined)
+    pipeline, prompts = small_pipeline(), (PROMPT, NEGATIVE)
+    latents = torch.randn(2, 4, 10, 6, generator=torch.Generator().manual_seed(3))
+    options = {"height": 20, "width": 12, "num_inference_steps": 6, "true_cfg_scale": scale}
+    negative = ["", ""] if scale > 1 else None
+    with guide_pipeline(pipeline, variant=variant, emag_candidates=(1, 2), emag_scale=1.5):
+        packed = QwenImagePipeline._pack_latents(latents, 2, 4, 10, 6)
+        found = pipeline(list(prompts), negative, latents=packed, output_type="latent", **options).images
+    model = pipeline.transformer
+    contract = FAMILY.contract(model.config, variant=variant, blocks=(1, 2))
+    schedule = schedule_of(FLOW, 6, 15, prediction="velocity", sigmas=FAMILY.sigmas)
+    rule = Guidance(name="emag" if scale > 1 else "emag-only", scale=scale, emag_scale=1.5)
+    given = Conditioning(
+        given=of_prompts(pipeline, *prompts), negative=of_prompts(pipeline, "", "") if scale > 1 else None
+    )
+    plan = make_plan(
+        contract, schedule, rule, negative_of(FAMILY, model.config, {"variant": variant}).plan(6).windows
+    )
+    *_, last = two_pass_denoise(model, plan, latents, filled_up(given))
+    wanted = QwenImagePipeline._pack_latents(last.latents, 2, 4, 10, 6)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=3e-5)

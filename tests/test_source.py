@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from emag_export.errors import ModelError
 from emag_export.exporter.source.find import find_source
@@ -210,3 +211,18 @@ def test_loading_holds_one_copy_of_the_weights(model_class: str, tmp_path: Path)
         assert weights > (450e6 if precision == "float32" else 220e6)
         # The margin above 1.15 is for what the libraries import when they first load.
         assert peak <= 1.15 * weights + 40e6, (field, precision, peak, weights)
+
+
+def test_nothing_is_drawn_while_weights_are_loaded(capfd: pytest.CaptureFixture[str]) -> None:
+    """transformers draws a bar, which is on again afterwards."""
+    source = find_source("tiny-sd3", revision=None)
+    before = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.enable_progress_bar()
+    try:
+        load_component(source, source.family.component("text_encoder"), "float32")
+        assert transformers_logging.is_progress_bar_enabled()
+    finally:
+        if not before:
+            transformers_logging.disable_progress_bar()
+    drawn = capfd.readouterr()
+    assert "Loading" not in drawn.err + drawn.out

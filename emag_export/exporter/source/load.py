@@ -5,7 +5,8 @@ For an export :func:`open_component` and :func:`open_transformer` read the small
 where they are stored, wherever the names in the files are the model's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -168,10 +169,25 @@ def _load(source: SourceModel, folder: str, library: str, model_class: str, prec
     kind = _model_class(source, folder, library, model_class)
     dtype = {"torch_dtype" if library == "diffusers" else "dtype": DTYPES[precision]}
     try:
-        model = source.load(folder, kind, **dtype)
+        with _without_bars():
+            model = source.load(folder, kind, **dtype)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"{source.path / folder} cannot be loaded: {error}") from error
     loaded: nn.Module = model.eval().requires_grad_(False)
     return loaded
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Progress is told by events; the library's own bars would be drawn into the output of who calls."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

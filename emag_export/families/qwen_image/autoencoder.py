@@ -40,7 +40,8 @@ class _FirstFrame(nn.Module):
 
     def __init__(self, conv: QwenImageCausalConv3d) -> None:
         super().__init__()
-        self.weight = nn.Parameter(conv.weight[:, :, -1].detach().clone(), requires_grad=False)
+        # A view, as the weights of a large model are not read yet: see emag_export.exporter.source.place.
+        self.weight = nn.Parameter(conv.weight[:, :, -1].detach(), requires_grad=False)
         self.bias = conv.bias
         self._stride = conv.stride[1:]
         left, _, above, *_ = conv._padding
