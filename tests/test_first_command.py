@@ -87,7 +87,7 @@ def test_what_it_says_before_it_begins(tmp_path: Path) -> None:
 # Measured with `python -m benchmarks.full_size`, own memory of the process at its highest.
 @pytest.mark.parametrize(
     ("model", "component", "precision", "measured"),
-    [("sd3", "transformer", "float16", 1.26e9)],
+    [("sd3", "transformer", "float16", 1.26e9), ("sd3.5-large", "transformer", "float16", 1.79e9)],
 )
 def test_memory_is_predicted_as_measured(model: str, component: str, precision: str, measured: float) -> None:
     options = BuildOptions(weights_seed=0, components=(component,), precision=precision)
