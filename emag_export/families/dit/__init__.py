@@ -11,8 +11,9 @@ from emag_export.contract import TensorSpec
 from emag_export.errors import ModelError
 from emag_export.families.autoencoder import KL_DECODER, KL_ENCODER, kl_latents
 from emag_export.families.dit.configs import CLASSES, CONFIGS, PARAMETERS
-from emag_export.families.dit.models import MODELS, NEGATIVES, defaults_of
+from emag_export.families.dit.models import MODELS, defaults_of
 from emag_export.families.family import Config, Family, Shape
+from emag_export.families.negatives import PUBLISHED
 from emag_export.labels import ClassLabels
 from emag_export.models import SamplingDefaults
 from emag_export.sizes import TextRange
@@ -97,7 +98,7 @@ DIT = Family(
     attentions=_attentions,
     settings=("timestep_shift",),
     models=MODELS,
-    negatives=NEGATIVES,
+    negatives=PUBLISHED,
     defaults=defaults_of,
     configs=CONFIGS,
     classes=CLASSES,

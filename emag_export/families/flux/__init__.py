@@ -7,7 +7,8 @@ from emag_export.families.autoencoder import KL_DECODER, KL_ENCODER, kl_latents
 from emag_export.families.family import Config, Family, Shape
 from emag_export.families.flux.components import CLIP, T5
 from emag_export.families.flux.configs import CLASSES, CONFIGS, PARAMETERS, TOKEN_LIMITS
-from emag_export.families.flux.models import MODELS, NEGATIVES, defaults_of
+from emag_export.families.flux.models import MODELS, defaults_of
+from emag_export.families.negatives import PUBLISHED
 from emag_export.families.packed import packed_latents
 from emag_export.models import SamplingDefaults
 from emag_export.sizes import TextRange
@@ -73,7 +74,7 @@ FLUX = Family(
     annealed="encoder_hidden_states",
     attentions=_attentions,
     models=MODELS,
-    negatives=NEGATIVES,
+    negatives=PUBLISHED,
     defaults=defaults_of,
     configs=CONFIGS,
     classes=CLASSES,

@@ -4,20 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from emag_export.kinds import Variant
-from emag_export.models import KnownModel, NegativeDefaults, SamplingDefaults
+from emag_export.models import KnownModel, SamplingDefaults
 
-__all__ = ["MODELS", "NEGATIVES", "defaults_of"]
-
-NEGATIVES: Mapping[Variant, NegativeDefaults] = MappingProxyType(
-    {
-        # Nobody published these for Flux; scales and windows are those of SD3.
-        Variant.SKIP: NegativeDefaults(added_scale=2.8, start=245, stop=203),
-        Variant.IDENTITY: NegativeDefaults(added_scale=3.0),
-        Variant.BLUR_QUERY: NegativeDefaults(added_scale=3.0),
-    }
-)
-"""Kinds of negatives that others than EMAG's authors proposed."""
+__all__ = ["MODELS", "defaults_of"]
 
 
 def defaults_of(side: int, blocks: int) -> SamplingDefaults:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from emag_export.contract import TensorSpec
 from emag_export.errors import ModelError
 from emag_export.families.family import Config, Family, Shape
+from emag_export.families.negatives import PUBLISHED
 from emag_export.families.packed import packed_latents
 from emag_export.families.qwen_image.components import DECODER, ENCODER, TEXT, latents_of
 from emag_export.families.qwen_image.configs import CLASSES, CONFIGS, PARAMETERS, TOKEN_LIMITS
-from emag_export.families.qwen_image.models import MODELS, NATIVE_SIDE, NEGATIVES, defaults_of
+from emag_export.families.qwen_image.models import MODELS, NATIVE_SIDE, defaults_of
 from emag_export.models import SamplingDefaults
 from emag_export.sizes import TextRange
 
@@ -88,7 +89,7 @@ QWEN_IMAGE = Family(
     annealed="encoder_hidden_states",
     attentions=_attentions,
     models=MODELS,
-    negatives=NEGATIVES,
+    negatives=PUBLISHED,
     defaults=defaults_of,
     configs=CONFIGS,
     classes=CLASSES,

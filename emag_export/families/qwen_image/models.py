@@ -3,23 +3,12 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from emag_export.kinds import Variant
-from emag_export.models import KnownModel, NegativeDefaults, SamplingDefaults
+from emag_export.models import KnownModel, SamplingDefaults
 
-__all__ = ["MODELS", "NATIVE_SIDE", "NEGATIVES", "defaults_of"]
+__all__ = ["MODELS", "NATIVE_SIDE", "defaults_of"]
 
 NATIVE_SIDE = 128
 """Latents along a side where nothing else is said: ``default_sample_size`` of ``QwenImagePipeline``."""
-
-NEGATIVES: Mapping[Variant, NegativeDefaults] = MappingProxyType(
-    {
-        # Nobody published these for Qwen-Image; scales and windows are those of other models.
-        Variant.SKIP: NegativeDefaults(added_scale=2.8, start=245, stop=203),
-        Variant.IDENTITY: NegativeDefaults(added_scale=3.0),
-        Variant.BLUR_QUERY: NegativeDefaults(added_scale=3.0),
-    }
-)
-"""Kinds of negatives that others than EMAG's authors proposed."""
 
 
 def defaults_of(side: int, blocks: int) -> SamplingDefaults:

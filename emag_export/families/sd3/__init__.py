@@ -5,9 +5,10 @@ from collections.abc import Callable
 from emag_export.contract import TensorSpec
 from emag_export.families.autoencoder import KL_DECODER, KL_ENCODER, kl_latents
 from emag_export.families.family import Config, Family, Shape
+from emag_export.families.negatives import PUBLISHED
 from emag_export.families.sd3.components import CLIP_G, CLIP_L, T5
 from emag_export.families.sd3.configs import CLASSES, CONFIGS, PARAMETERS, TOKEN_LIMITS
-from emag_export.families.sd3.models import MODELS, NEGATIVES, defaults_of
+from emag_export.families.sd3.models import MODELS, defaults_of
 from emag_export.models import SamplingDefaults
 from emag_export.sizes import TextRange
 
@@ -62,7 +63,7 @@ SD3 = Family(
     annealed="encoder_hidden_states",
     attentions=_attentions,
     models=MODELS,
-    negatives=NEGATIVES,
+    negatives=PUBLISHED,
     defaults=defaults_of,
     configs=CONFIGS,
     classes=CLASSES,

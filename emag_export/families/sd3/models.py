@@ -6,7 +6,7 @@ from types import MappingProxyType
 from emag_export.kinds import Variant
 from emag_export.models import KnownModel, NegativeDefaults, SamplingDefaults
 
-__all__ = ["MODELS", "NEGATIVES", "defaults_of"]
+__all__ = ["MODELS", "defaults_of"]
 
 
 def defaults_of(side: int, blocks: int) -> SamplingDefaults:
@@ -21,19 +21,6 @@ def defaults_of(side: int, blocks: int) -> SamplingDefaults:
 
 _LARGE = (9, 10, 11, 12, 13)
 """Candidates of 38 blocks."""
-
-NEGATIVES: Mapping[Variant, NegativeDefaults] = MappingProxyType(
-    {
-        # diffusers' SD3 pipeline: skip_layer_guidance_scale, _start 0.01, _stop 0.2. It compares strictly;
-        # 245 and 203 are the same steps at 28, 40 and 50.
-        Variant.SKIP: NegativeDefaults(added_scale=2.8, start=245, stop=203),
-        # diffusers' StableDiffusion3PAGPipeline: pag_scale; its whole run.
-        Variant.IDENTITY: NegativeDefaults(added_scale=3.0),
-        # arXiv:2408.00760, section 5, and the default of diffusers' guider; its whole run, sigma infinite.
-        Variant.BLUR_QUERY: NegativeDefaults(added_scale=3.0),
-    }
-)
-"""Scales and windows; blocks are the model's own candidates."""
 
 _MEDIUM: Mapping[Variant, NegativeDefaults] = {
     # Stability AI's reference code of SD3.5-medium, and what diffusers' guiders recommend for it.

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from emag_export.contract import TensorSpec
 from emag_export.families.autoencoder import KL_DECODER, KL_ENCODER, kl_latents
 from emag_export.families.family import Config, Family, Shape
+from emag_export.families.negatives import PUBLISHED
 from emag_export.families.packed import PATCH
 from emag_export.families.z_image.components import QWEN3
 from emag_export.families.z_image.configs import CLASSES, CONFIGS, PARAMETERS, TOKEN_LIMITS
-from emag_export.families.z_image.models import MODELS, NEGATIVES, defaults_of
+from emag_export.families.z_image.models import MODELS, defaults_of
 from emag_export.models import SamplingDefaults
 from emag_export.sizes import TextRange
 
@@ -83,7 +84,7 @@ Z_IMAGE = Family(
     unguided="its pipeline calls the transformer with lists of pictures and of captions, not with rows",
     attentions=_attentions,
     models=MODELS,
-    negatives=NEGATIVES,
+    negatives=PUBLISHED,
     defaults=defaults_of,
     configs=CONFIGS,
     classes=CLASSES,
