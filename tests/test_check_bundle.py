@@ -136,9 +136,14 @@ def test_where_memory_is_short_the_model_is_gone_before_the_engine_comes(
 
 
 def test_a_recording_that_does_not_fit_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    have(monkeypatch, NONE)
+    """Nor a model that does not fit by itself, which fewer steps would not help."""
     bundle = Bundle(tiny_bundle)
+    model = sum(record.bytes for name, record in bundle.files.items() if name.startswith("transformer/"))
+    have(monkeypatch, model + 1000)
     with pytest.raises(InputError, match=r"the averages of its 3 steps .* fewer `steps`"):
+        check_bundle(bundle, opener(threads=1), requests(bundle))
+    have(monkeypatch, NONE)
+    with pytest.raises(InputError, match=r"the whole source model in PyTorch .* or compare a smaller model"):
         check_bundle(bundle, opener(threads=1), requests(bundle))
 
 

@@ -207,7 +207,7 @@ def test_compare_fails_when_the_model_is_another_one(tiny_bundle: Path, small_pi
 def test_plan_prints_the_formula(tiny_bundle: Path) -> None:
     """28 steps, 18 of them perturbed: 2 rows x 10 blocks x 28 + 18 x (10 - 3), over 560."""
     data = json.loads(succeeded("plan", tiny_bundle, "--steps", "28", "--json"))
-    assert data["row_blocks"] == {"planned": 686, "cfg": 560, "two_pass": 1120}
+    assert data["row_blocks"] == {"planned": 686, "cfg": 560, "own": 560, "two_pass": 1120}
     assert data["relative_to_cfg"] == pytest.approx(1.225)
     assert "1.225 × CFG" in succeeded("plan", tiny_bundle, "--steps", "28")
 

@@ -28,7 +28,7 @@ def case(request: pytest.FixtureRequest) -> FamilyCase:
     return case
 
 
-EXPORTED = ("dit-query-ddpm", "dit-blur-inf-only", "qwen-query-b2", "sd3-skip-random-b2")
+EXPORTED = ("dit-query-ddpm", "dit-blur-inf-only", "sd3-skip-random-b2")
 """Cases whose graphs ``make test`` exports, which takes a quarter or half a minute each."""
 
 

@@ -290,6 +290,7 @@ def export_large(source: Path, folder: Path) -> int:
     return (folder / "model.onnx.data").stat().st_size
 
 
+@pytest.mark.rehearsal  # half a minute
 def test_memory_of_an_export_is_not_that_of_its_weights(small_pipeline: Path, tmp_path: Path) -> None:
     """Stored in float32 and exported in float32."""
     config = CONFIG | {"num_layers": 4, "num_attention_heads": 16, "caption_projection_dim": 1024}

@@ -169,6 +169,7 @@ def test_a_caption_is_its_own_in_any_company() -> None:
         torch.testing.assert_close(got, together[row], rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.rehearsal  # half a minute
 def test_maps_are_exported_at_sizes_that_have_them(tmp_path: Path) -> None:
     """No filler of the image is a key then. All attention but that of the refiners' caption is unmasked or
     behind one mask; every one is a fused operator, and the average is computed beside it."""
