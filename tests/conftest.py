@@ -76,6 +76,13 @@ DEAREST = (
     "test_golden_families",
     "test_cli",
     "test_bfloat16",
+    "test_streamed_export",
+    "test_z_image",
+    "test_flux_bundle",
+    "test_qwen_image_bundle",
+    "test_check_bundle",
+    "test_build_options",
+    "test_evaluation_run",
 )
 """Files that take longest. They come first: the last one would keep one worker busy and the others idle."""
 
