@@ -36,6 +36,7 @@ from tests.bundles import (  # noqa: E402, F401  fixtures of several files
     tiny_bundle,
     tiny_bundles,
 )
+from tests.unread import half_files, sharded  # noqa: E402, F401  fixtures of two files
 
 # How long an example takes says how busy the machine is, and nothing about the code.
 hypothesis.settings.register_profile("emag-export", deadline=None)
@@ -49,6 +50,7 @@ EXPORTING_FIXTURES = {
     "small_pipeline",
     "exported",
     "qwen_image_bundle",
+    "flux_bundle",
     "float16_denoiser",
 }
 EXPORTING_FILES = {
@@ -61,6 +63,7 @@ EXPORTING_FILES = {
         "test_fusion",
         "test_golden_families",
         "test_masked",
+        "test_streamed_export",
         "test_z_image",
     ),
     *("test_gpu_dry", "test_gpu_script", "test_half", "test_random_model", "test_single_file", "test_source"),
