@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def once(folder: Path, make: Callable[[Path], object]) -> Path:
     """Make a folder in one worker while the others wait for it."""
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            make(folder)
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                pool.submit(make, folder).result()
     return folder
 
 

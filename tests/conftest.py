@@ -1,5 +1,6 @@
 """Shape and type checks for the whole package, and the models and graphs that several files share."""
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,6 +99,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & EXPORTING_FIXTURES or item.path.stem in EXPORTING_FILES:
             item.add_marker("exports")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is loaded by now stays; looking through it for garbage took a fifth of the time of exports."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -317,6 +317,7 @@ def test_place_that_cannot_hold_files_is_no_traceback(tiny_bundle: Path) -> None
     refused(2, "build", "--model", "tiny-sd3", "-o", "/proc/emag/bundle")
 
 
+@pytest.mark.slow
 def test_interrupted_build_leaves_nothing_at_the_target(tmp_path: Path) -> None:
     """A real SIGINT while the transformer is traced: exit 130, one sentence, nothing left at the target."""
     command = [sys.executable, "-m", "emag_export.cli.main", "build", "--model", "tiny-sd3", "-o", "b"]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -145,7 +146,7 @@ class CompanyOfMaps(Company):
 _SETTINGS = settings(
     max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestCompany = Company.TestCase
+TestCompany = pytest.mark.slow(Company.TestCase)
 TestCompany.settings = _SETTINGS
 TestCompanyOfMaps = CompanyOfMaps.TestCase
 TestCompanyOfMaps.settings = settings(_SETTINGS, max_examples=8)

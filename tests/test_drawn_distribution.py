@@ -64,6 +64,7 @@ def scores(metric: SetMetric, change: Callable[[np.ndarray], np.ndarray]) -> dic
     return dict(metric.score(pictures, references))
 
 
+@pytest.mark.slow
 def test_distances_grow_with_damage() -> None:
     metric = DrawnDistribution(read_caption, PROMPTS)
 

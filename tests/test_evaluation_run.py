@@ -16,11 +16,12 @@ from emag_export.errors import InputError
 from emag_export.evaluation.asked import Evaluation, check_evaluation
 from emag_export.evaluation.metrics.names import MetricModels
 from emag_export.evaluation.probe import fineness
+from emag_export.exporter.build import build
 from emag_export.kinds import Variant
+from emag_export.options import BuildOptions
 from emag_export.runtime.keywords import amended
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
-from tests.bundles import TinyBundles
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ("a large red circle on a blue background", "a small green square on a red background")
@@ -189,10 +190,9 @@ def test_the_command_says_what_to_do(
     assert not (tmp_path / "out").exists()
 
 
-def test_variants_of_one_model_are_compared(
-    tiny_bundle: Path, tiny_bundles: TinyBundles, tmp_path: Path
-) -> None:
-    skip, prompts = tiny_bundles(Variant.SKIP, "float32"), tmp_path / "p.txt"
+def test_variants_of_one_model_are_compared(tiny_bundle: Path, tmp_path: Path) -> None:
+    skip, prompts = tmp_path / "skip", tmp_path / "p.txt"
+    build("tiny-sd3", skip, BuildOptions(variant=Variant.SKIP, encoders=tiny_bundle))
     prompts.write_text(PROMPTS[0])
     options = ("--with", str(skip), "--prompts", str(prompts), "--methods", "cfg,emag")
     done = run(tiny_bundle, tmp_path / "out", *options, "--json")

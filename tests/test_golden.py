@@ -12,11 +12,12 @@ import torch
 from emag_export.engines.eager import EagerEngine
 from tests.conftest import GOLDEN, Exporter, golden_fork
 from tests.golden.case import GoldenCase, replay
+from tests.thinned import mostly_slow
 
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=mostly_slow(CASES, "query-canonical", "map-canonical"))
 def case(request: pytest.FixtureRequest) -> GoldenCase:
     return GoldenCase.load(GOLDEN / f"{request.param}.npz")
 
@@ -46,7 +47,9 @@ def test_onnxruntime_follows_the_recording(name: str, exported: Exporter, own: b
 
 
 # One row only: with more, the released code averages Delta over rows that are not this image's.
-@pytest.mark.parametrize("name", ["query-emag-only", "map-emag-only-wide", "map-imgtxt"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["query-emag-only", "map-emag-only-wide", "map-imgtxt"], "query-emag-only")
+)
 def test_our_own_choice_of_blocks_is_the_recorded_one(name: str) -> None:
     case = GoldenCase.load(GOLDEN / f"{name}.npz")
     assert case.meta["combo"] == "Only_EMAG"
@@ -66,6 +69,7 @@ def _run(case_file: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_passes_a_recording_and_fails_a_tampered_one(tmp_path: Path) -> None:
     name = "query-emag-only.npz"
     good = _run(GOLDEN / name, "--engine", "torch")

@@ -134,6 +134,7 @@ def test_child_is_read_line_by_line_and_its_end_is_told() -> None:
     assert (killed.code, killed.late) == (-9, False)
 
 
+@pytest.mark.slow
 def test_late_child_is_ended_with_everything_that_it_started() -> None:
     """The grandchild holds the pipe open: waiting for its end would take a minute."""
     lines: list[str] = []

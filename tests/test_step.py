@@ -21,6 +21,7 @@ from emag_export.runtime.sampling.state import RunState
 from emag_export.runtime.step import step
 from tests import sd3
 from tests.mixtures import FORKS, PreciseEngine, Request, alone, prepared_request, some_request
+from tests.thinned import mostly_slow
 
 CPU = torch.device("cpu")
 # The model computes in float64, so that matrix products of a larger batch add up to the same float32 numbers;
@@ -92,7 +93,7 @@ def served(engine: PreciseEngine, requests: list[Request], generator: random.Ran
     return finished
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", mostly_slow(range(6), 0))
 def test_modifiers_are_each_images_own(engine: PreciseEngine, seed: int) -> None:
     """Intervals, rescaling, CFG-Zero*, TCFG and guided channels, some of which share a call."""
     generator = random.Random(seed)
@@ -123,7 +124,7 @@ def test_outside_its_interval_an_image_sends_no_unconditional_row(engine: Precis
     assert found.predictions.uncond is None
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", mostly_slow(range(3), 0))
 def test_a_random_mixture_gives_each_image_what_it_has_alone(every: PreciseEngine, seed: int) -> None:
     generator = random.Random(seed)
     requests = [some_request(every, generator, name=name) for name in ("emag", *[None] * 6)]
