@@ -19,12 +19,12 @@ from emag_export.bundle import DENOISER, Bundle, engine_graph_file
 from emag_export.cli.console import out, progress_bar, table
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.footprint import footprint
-from emag_export.reference.check_bundle import random_encoder
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.prepare import prepare
 from emag_export.runtime.request import default_request
 from emag_export.runtime.sampling.plan import Phase
 from emag_export.runtime.sampling.state import RunState
+from emag_export.runtime.text.encoders import random_encoder
 
 RESULTS = FOLDER / "memory.json"
 _STEPS = 8

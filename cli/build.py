@@ -31,6 +31,7 @@ from emag_export.kinds import Variant
 from emag_export.options import BuildOptions, Lora
 from emag_export.packages import install_command
 from emag_export.progress import Event
+from emag_export.quantisation import SCHEMES, Scheme
 from emag_export.shared_encoders import components_of
 
 __all__ = ["command", "parse_lora"]
@@ -116,6 +117,28 @@ def _having(setting: str) -> str:
         "code's; default: 1, diffusers'.",
     ),
 )
+@group(
+    "Quantisation",
+    option(
+        "--quantize",
+        type=click.Choice([str(scheme) for scheme in Scheme]),
+        help="Round the denoiser's linears: "
+        + "; ".join(f"{scheme} = {facts.summary}" for scheme, facts in SCHEMES.items())
+        + ".",
+    ),
+    option("--fp8-attention", is_flag=True, help="With fp8, round attention too; costs guidance."),
+    option(
+        "--calibration-prompts",
+        type=click.Path(path_type=Path),
+        help="With fp8, a file of prompts, one a line, whose pictures decide ranges; default: built-in ones.",
+    ),
+    option("--calibration-steps", type=click.IntRange(1), help="Steps of each of their runs. Default 8."),
+    option(
+        "--calibration-size",
+        type=click.IntRange(1),
+        help="Pixels along both sides of their pictures; default: the model's, at most 512.",
+    ),
+)
 @engines.compile_options(optional=True)
 @group(
     "Output",
@@ -148,7 +171,7 @@ def command(model: str, output: Path | None, as_json: bool, **options: Any) -> N
         return
     contract = bundle.contract
     out.print(
-        f"{output}: {contract.variant}, {contract.precision}, {len(bundle.components)} graphs, "
+        f"{output}: {contract.variant}, {bundle.described_precision}, {len(bundle.components)} graphs, "
         f"{size / 1e6:.1f} MB",
         soft_wrap=True,
     )
@@ -212,13 +235,14 @@ def _bundle(model: str, output: Path, wanted: BuildOptions, *, overwrite: bool, 
             return bundle
         # Only now: importing PyTorch and diffusers takes seconds.
         report(Event(component="PyTorch", phase="load"))
+        from emag_export.calibration.measure import measure_ranges
         from emag_export.exporter.build import perform
         from emag_export.exporter.resources import needs_of
 
         needs = needs_of(plan, engines=compiled)
         status.print(f"  {model}: {needs.describe()}", style="dim", markup=False, soft_wrap=True)
         quiet_libraries()
-        return perform(plan, output, overwrite=overwrite, progress=report)
+        return perform(plan, output, overwrite=overwrite, progress=report, calibrate=measure_ranges)
 
 
 def _build_options(options: Mapping[str, Any]) -> BuildOptions:
@@ -239,6 +263,11 @@ def _build_options(options: Mapping[str, Any]) -> BuildOptions:
         loras=tuple(parse_lora(text) for text in options["loras"]),
         max_sequence_length=options["max_sequence_length"],
         timestep_shift=options["timestep_shift"],
+        quantize=options["quantize"],
+        fp8_attention=options["fp8_attention"],
+        calibration_prompts=options["calibration_prompts"],
+        calibration_steps=options["calibration_steps"],
+        calibration_size=options["calibration_size"],
     )
 
 

@@ -49,7 +49,8 @@ _PROMPT = "a large red circle to the left of a small blue square on a yellow bac
         "--floor/--no-floor",
         default=True,
         show_default=True,
-        help="For half precision: judge the engine by what PyTorch loses in it, too; costs one more run.",
+        help="For half precision: judge the engine by what PyTorch loses in it, too; for quantised engines, "
+        "show that beside theirs. Costs one more run, or two.",
     ),
     option("--report", type=click.Path(path_type=Path), help="Folder for report.html, plot and JSON."),
     json_option("Print everything, for scripts."),
@@ -141,6 +142,10 @@ def _print(comparison: "Comparison") -> None:
             f"floor: {comparison.floor.ratio:.2f} times what PyTorch loses in {comparison.precision}, "
             f"{FLOOR_FACTOR:g} is allowed"
         )
+    if comparison.direction is not None:
+        out.print(f"c - p: {comparison.direction}; c itself: error {comparison.direction.cond:.2g}")
+    for precision, found in comparison.direction_floors.items():
+        out.print(f"  of PyTorch in {precision}: {found}", style="dim")
     out.print(f"free-running: latents differ by {comparison.free[-1].max_abs:.1e} after the last step")
     out.print(f"embeddings: {comparison.settings['embeddings']}")
     for pair in comparison.pictures:

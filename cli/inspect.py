@@ -1,5 +1,6 @@
 """``emag-export inspect``."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ __all__ = ["command"]
 
 _NAMES = 8
 """Classes that are named."""
+
+_RANGES = 4
+"""Widest and narrowest ranges that are shown, each."""
 
 _IMAGES = (1, 4)
 """Drawn at a time, for which memory is shown."""
@@ -52,7 +56,14 @@ def command(bundle: Path, engines: bool, as_json: bool) -> None:
         except BundleError as error:
             damage = error
     if as_json:
-        print_json({**asdict(opened.manifest), "memory": _memory_json(opened), "intact": damage is None})
+        print_json(
+            {
+                **asdict(opened.manifest),
+                "ranges": {} if damage is not None else dict(opened.ranges()),
+                "memory": _memory_json(opened),
+                "intact": damage is None,
+            }
+        )
     else:
         _print(opened)
         if damage is None:
@@ -64,14 +75,39 @@ def command(bundle: Path, engines: bool, as_json: bool) -> None:
 def _print(bundle: Bundle) -> None:
     contract, source = bundle.contract, bundle.provenance
     out.print(
-        f"[bold]{contract.variant}[/] of {source.model} ({bundle.family.title}), {contract.precision}, "
-        f"contract {contract.version}"
+        f"[bold]{contract.variant}[/] of {source.model} ({bundle.family.title}), "
+        f"{bundle.described_precision}, contract {contract.version}"
     )
     out.print(
         f"blocks {', '.join(map(str, contract.blocks))} of {contract.num_blocks}; "
         f"rows fork at {contract.fork}; {contract.described_state}"
     )
+    _print_source(bundle)
+    sizes = table("graph", ">MB", "inputs", "outputs")
+    for name in bundle.components:
+        spec = bundle.spec(name)
+        total = sum(r.bytes for path, r in bundle.files.items() if path.startswith(f"{name}/"))
+        names = [", ".join(tensor.name for tensor in tensors) for tensors in (spec.inputs, spec.outputs)]
+        sizes.add_row(name, f"{total / 1e6:.2f}", *names)
+    out.print(sizes)
+    if shared := [name for name in components_of(bundle) if name not in bundle.components]:
+        out.print(f"from {home_of(bundle, shared[0]).path}: {', '.join(shared)}", markup=False)
+    for name, note in bundle.manifest.precision_notes.items():
+        out.print(f"float32 in {name}: {note}", style="dim", markup=False)
+    if ranges := bundle.ranges():
+        out.print(_ranges(ranges))
+    out.print(_tensors(contract.graph))
+    out.print(_memory(bundle))
+    for part, formula in FORMULA.items():
+        out.print(f"{part}: {formula}", style="dim", markup=False)
+
+
+def _print_source(bundle: Bundle) -> None:
+    """What it was made of, and what was done to that."""
+    source = bundle.provenance
     out.print(f"source sha256 {source.fingerprint[:16]}…, revision {source.revision or 'none'}")
+    if bundle.quantisation is not None:
+        out.print(f"quantised: {bundle.quantisation.describe()}", markup=False)
     if source.seed is not None:
         out.print(f"random weights, seed {source.seed}", style="yellow")
     if source.timestep_shift is not None:
@@ -85,21 +121,15 @@ def _print(bundle: Bundle) -> None:
     for lora in source.loras:
         out.print(f"LoRA {lora.name} × {lora.scale:g}, sha256 {lora.sha256[:16]}…", markup=False)
     out.print(", ".join(f"{name} {number}" for name, number in source.versions.items()), style="dim")
-    sizes = table("graph", ">MB", "inputs", "outputs")
-    for name in bundle.components:
-        spec = bundle.spec(name)
-        total = sum(r.bytes for path, r in bundle.files.items() if path.startswith(f"{name}/"))
-        names = [", ".join(tensor.name for tensor in tensors) for tensors in (spec.inputs, spec.outputs)]
-        sizes.add_row(name, f"{total / 1e6:.2f}", *names)
-    out.print(sizes)
-    if shared := [name for name in components_of(bundle) if name not in bundle.components]:
-        out.print(f"from {home_of(bundle, shared[0]).path}: {', '.join(shared)}", markup=False)
-    for name, note in bundle.manifest.precision_notes.items():
-        out.print(f"float32 in {name}: {note}", style="dim", markup=False)
-    out.print(_tensors(contract.graph))
-    out.print(_memory(bundle))
-    for part, formula in FORMULA.items():
-        out.print(f"{part}: {formula}", style="dim", markup=False)
+
+
+def _ranges(ranges: Mapping[str, float]) -> object:
+    """The widest and the narrowest ones; JSON has all."""
+    ordered = sorted(ranges.items(), key=lambda item: -item[1])
+    grid = table("input of", ">largest value", title=f"Ranges of {len(ordered)} activations")
+    for name, largest in (*ordered[:_RANGES], *ordered[-_RANGES:]):
+        grid.add_row(name, f"{largest:.3g}")
+    return grid
 
 
 def _tensors(spec: GraphSpec) -> object:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -10,6 +11,7 @@ from emag_export.errors import InputError
 from emag_export.kinds import Renorm, Variant, member
 from emag_export.options import BuildOptions, Lora
 from emag_export.progress import Event, Progress, silent
+from emag_export.quantisation import Scheme
 
 __all__ = ["BuildKeywords", "CompileKeywords", "build", "build_options", "compile", "compile_options"]
 
@@ -33,6 +35,11 @@ class BuildKeywords(TypedDict, total=False):
     """Files, or pairs of a file and its scale."""
     max_sequence_length: int | None
     timestep_shift: float | None
+    quantize: Scheme | str | None
+    fp8_attention: bool
+    calibration_prompts: Path | str | None
+    calibration_steps: int | None
+    calibration_size: int | None
 
 
 class CompileKeywords(TypedDict, total=False):
@@ -89,14 +96,16 @@ def build(
         return finished
     # Only now: importing PyTorch and diffusers takes seconds.
     progress(Event(component="PyTorch", phase="load"))
+    from emag_export.calibration.measure import measure_ranges
     from emag_export.exporter.build import perform
 
-    return perform(plan, out, overwrite=overwrite, progress=progress)
+    return perform(plan, out, overwrite=overwrite, progress=progress, calibrate=measure_ranges)
 
 
 def default_folder(model: str, options: BuildOptions) -> Path:
     """Where a bundle goes when nobody says. Not the stem: names of models have dots."""
-    return Path(f"{Path(model).name.removesuffix('.safetensors')}-{options.variant}")
+    scheme = "" if options.quantize is None else f"-{options.quantize}"
+    return Path(f"{Path(model).name.removesuffix('.safetensors')}-{options.variant}{scheme}")
 
 
 def build_options(**keywords: Unpack[BuildKeywords]) -> BuildOptions:
@@ -114,15 +123,17 @@ def build_options(**keywords: Unpack[BuildKeywords]) -> BuildOptions:
         words.setdefault("weights_seed", 0)
     elif "weights_seed" in words:
         raise InputError("`weights_seed` is for `weights` random; a checkpoint has its own weights")
-    for name, kind in {"variant": Variant, "renorm": Renorm}.items():
+    kinds: dict[str, type[StrEnum]] = {"variant": Variant, "renorm": Renorm, "quantize": Scheme}
+    for name, kind in kinds.items():
         if name in words:
             words[name] = member(kind, words[name], name)
     for name in ("emag_candidates", "components", "without"):
         if name in words:
             given = words[name]
             words[name] = tuple(given.split(",")) if isinstance(given, str) else tuple(given)
-    if "encoders" in words:
-        words["encoders"] = Path(words["encoders"])
+    for name in ("encoders", "calibration_prompts"):
+        if name in words:
+            words[name] = Path(words[name])
     words["loras"] = tuple(_lora(given) for given in words.get("loras", ()))
     return BuildOptions(**words)
 

@@ -26,6 +26,7 @@ from emag_export.labels import ClassLabels
 from emag_export.manifest import EncodersRecord, FileRecord, Manifest, PreviewFactors, Provenance
 from emag_export.models import SamplingDefaults
 from emag_export.options import BuildOptions, Lora, given
+from emag_export.quantisation import Quantisation, Ranges
 from emag_export.records import Upgrade, read_record
 from emag_export.sizes import Geometry
 
@@ -33,6 +34,7 @@ __all__ = [
     "DENOISER",
     "GRAPH_FILE",
     "MANIFEST",
+    "RANGES",
     "Bundle",
     "engine_graph_file",
     "file_records",
@@ -44,6 +46,7 @@ DENOISER = "transformer"
 _UPGRADES: Mapping[int, Upgrade] = MappingProxyType(
     {1: lambda data: load("emag_export.families.sd3.version1:upgrade")(data)}
 )
+RANGES = "calibration/ranges.json"
 ENGINES = "engines"
 """Folder of compiled plans; they carry their own hashes and are not part of the bundle's."""
 _HASHED_BESIDE = 1 << 26
@@ -141,7 +144,22 @@ class Bundle:
             loras=tuple(Lora(path=Path(lora.name), scale=lora.scale) for lora in source.loras),
             max_sequence_length=self.defaults.max_sequence_length or None,
             timestep_shift=source.timestep_shift,
+            **self._quantisation_options(),
         )
+
+    def _quantisation_options(self) -> dict[str, Any]:
+        found = self.quantisation
+        if found is None:
+            return {}
+        options: dict[str, Any] = {"quantize": found.scheme, "fp8_attention": found.attention}
+        if found.calibration is not None:
+            file = found.calibration.file
+            options |= {
+                "calibration_prompts": None if file is None else Path(file),
+                "calibration_steps": found.calibration.steps,
+                "calibration_size": found.calibration.pixels,
+            }
+        return options
 
     def rebuild(self, path: Path | None = None, **changed: Any) -> Call:
         """The call that builds this bundle again.
@@ -173,6 +191,26 @@ class Bundle:
     def encoders(self) -> EncodersRecord | None:
         """Components that lie in another bundle."""
         return self.manifest.encoders
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """How the denoiser was quantised; None where it was not."""
+        return self.manifest.quantisation
+
+    @property
+    def described_precision(self) -> str:
+        """Of weights and arithmetic, in a word or two."""
+        precision = self.contract.precision
+        return precision if self.quantisation is None else f"{precision} + {self.quantisation.scheme}"
+
+    def ranges(self) -> Mapping[str, float]:
+        """Largest values that the calibration measured, by name of a linear; empty where there was none."""
+        if RANGES not in self.files:
+            return {}
+        self.check(RANGES)
+        path = self.path / RANGES
+        remedy = "rebuild the bundle with `overwrite`"
+        return read_record(Ranges, path.read_bytes(), name=str(path), remedy=remedy).largest
 
     @property
     def components(self) -> list[str]:

@@ -8,6 +8,7 @@ from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.errors import BundleError
 from emag_export.labels import ClassLabels
 from emag_export.models import SamplingDefaults
+from emag_export.quantisation import Quantisation
 from emag_export.sizes import Geometry
 
 __all__ = [
@@ -112,6 +113,8 @@ class Manifest:
     encoders: EncodersRecord | None = None
     labels: ClassLabels | None = None
     """Classes that prompts name; None where they are text."""
+    quantisation: Quantisation | None = None
+    """How the denoiser was quantised; None where it was not."""
     files: Mapping[str, FileRecord]
     """By path in the bundle."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from emag_export.contract import PRECISIONS, STATE_PRECISIONS
 from emag_export.errors import InputError
 from emag_export.kinds import Renorm, Variant, member
+from emag_export.quantisation import SCHEMES, Scheme
 
 __all__ = ["BuildOptions", "Lora", "given"]
 
@@ -57,16 +58,38 @@ class BuildOptions:
     timestep_shift: float | None = None
     """Shift of the frequencies that embed time, for DiT; None takes diffusers', 1, and the released code has
     0."""
+    quantize: Scheme | None = None
+    """Round the linears of the denoiser's blocks: w8, fp8 or int8."""
+    fp8_attention: bool = False
+    """With fp8, round what goes into attention too."""
+    calibration_prompts: Path | None = None
+    """With fp8, a file of prompts, one a line, whose pictures decide ranges; None takes built-in ones."""
+    calibration_steps: int | None = None
+    """Steps of each of their runs; None takes 8."""
+    calibration_size: int | None = None
+    """Pixels along both sides of their pictures; None takes the model's own size, at most 512."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variant", member(Variant, self.variant, "variant"))
         object.__setattr__(self, "renorm", member(Renorm, self.renorm, "renorm"))
+        if self.quantize is not None:
+            object.__setattr__(self, "quantize", member(Scheme, self.quantize, "quantize"))
+        self._check_calibration()
         if self.precision is not None:
             object.__setattr__(self, "precision", _dtype(self.precision, PRECISIONS, "precision"))
         if self.timestep_shift is not None and not 0 <= self.timestep_shift <= 1:
             raise InputError(f"`timestep_shift` is {self.timestep_shift}; give a number from 0 to 1")
         state = _dtype(self.state_precision, STATE_PRECISIONS, "state precision")
         object.__setattr__(self, "state_precision", state)
+
+    def _check_calibration(self) -> None:
+        calibrated = self.quantize is not None and SCHEMES[self.quantize].calibrated
+        for name in ("fp8_attention", "calibration_prompts", "calibration_steps", "calibration_size"):
+            value = getattr(self, name)
+            if value not in (None, False) and not calibrated:
+                raise InputError(f"`{name}` is for `quantize` {Scheme.FP8}; leave it out")
+            if isinstance(value, int) and value is not False and value < 1:
+                raise InputError(f"`{name}` is {value}; give at least 1")
 
 
 def _dtype(text: str, names: dict[str, str], what: str) -> str:

@@ -98,6 +98,8 @@ class OnnxRuntimeEngine:
         session.intra_op_num_threads = options.threads
         session.log_severity_level = 3
         session.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # It would make products of FP8 what its own kernels then refuse; so they are rounded and multiplied.
+        session.add_session_config_entry("session.disable_quant_qdq", "1")
         if options.profile is not None:
             session.enable_profiling = True
             session.profile_file_prefix = str(options.profile)

@@ -23,6 +23,7 @@ from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inp
 from emag_export.exporter.source.lora import lora_records
 from emag_export.kinds import Renorm, Variant
 from emag_export.options import BuildOptions, Lora, given
+from emag_export.quantisation import Scheme
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import default_request
@@ -149,6 +150,11 @@ def test_a_command_means_the_options_it_is_made_of(tmp_path: Path, monkeypatch: 
         loras=(Lora(path=tmp_path / "my style"), Lora(path=tmp_path / "my style", scale=-1e-7)),
         max_sequence_length=64,
         timestep_shift=0.5,
+        quantize=Scheme.FP8,
+        fp8_attention=True,
+        calibration_prompts=tmp_path / "prompts.txt",
+        calibration_steps=3,
+        calibration_size=256,
     )
     default = BuildOptions()
     same = [f.name for f in fields(BuildOptions) if getattr(wanted, f.name) == getattr(default, f.name)]

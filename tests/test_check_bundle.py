@@ -23,8 +23,9 @@ from emag_export.kinds import Variant
 from emag_export.progress import Event
 from emag_export.reference import check_bundle as checking
 from emag_export.reference import memory
-from emag_export.reference.check_bundle import check_bundle, random_encoder
+from emag_export.reference.check_bundle import check_bundle
 from emag_export.runtime.request import GenerationRequest, default_request
+from emag_export.runtime.text.encoders import random_encoder
 from tests.bundles import TinyBundles, once, opener
 from tests.sd3 import EMBEDS, POOLED
 

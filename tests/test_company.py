@@ -148,5 +148,5 @@ _SETTINGS = settings(
 )
 TestCompany = pytest.mark.slow(Company.TestCase)
 TestCompany.settings = _SETTINGS
-TestCompanyOfMaps = CompanyOfMaps.TestCase
+TestCompanyOfMaps = pytest.mark.slow(CompanyOfMaps.TestCase)
 TestCompanyOfMaps.settings = settings(_SETTINGS, max_examples=8)

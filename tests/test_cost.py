@@ -12,11 +12,11 @@ from torch import Tensor
 
 from emag_export.bundle import DENOISER, GRAPH_FILE, Bundle, engine_graph_file
 from emag_export.engines.observed import ObservedEngine
-from emag_export.reference.check_bundle import random_encoder
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.prepare import Prepared, prepare
 from emag_export.runtime.request import default_request
 from emag_export.runtime.sampling.state import RunState
+from emag_export.runtime.text.encoders import random_encoder
 from tests.bundles import opener
 
 STANDARD = {

@@ -24,6 +24,7 @@ from emag_export.runtime.sampling.plan import EmagWindows, Phase, cost_of, make_
 from emag_export.runtime.sampling.schedule import schedule_of
 from emag_export.runtime.sampling.state import RunState
 from tests.flux import POOLED, TEXT, flux_fork, flux_pipeline, small_flux
+from tests.thinned import mostly_slow
 
 FLUX = FAMILIES["flux"]
 DYNAMIC = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": True}
@@ -50,7 +51,7 @@ def test_without_a_mask_it_is_the_original_model(
 
 # Measured 7e-6 of 4 after eight steps, maps with a text block; the choice of blocks is the same throughout.
 @pytest.mark.parametrize("name", ["emag", "emag-only"])
-@pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.parametrize("variant", mostly_slow(Variant, Variant.EMAG_Q, Variant.EMAG))
 def test_the_loop_follows_two_passes_of_the_original(variant: Variant, name: str) -> None:
     module = flux_fork(variant)
     contract = module.contract

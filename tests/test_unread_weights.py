@@ -29,6 +29,7 @@ from emag_export.families.unread import unread_files
 from emag_export.options import Lora
 from tests.dit import save_dit_pipeline, small_dit
 from tests.test_random_model import CLASSES, SMALL
+from tests.thinned import mostly_slow
 from tests.unread import CONFIG, PRECISIONS, lora
 
 
@@ -45,7 +46,7 @@ def pairs(source: SourceModel, folder: str, precision: str, loras: tuple[Lora, .
     return found[0].model, found[1], load_component(source, part, precision)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", mostly_slow(PRECISIONS, "float32"))
 @pytest.mark.parametrize("name", ["tiny-sd3", "sharded", "half_files"])
 def test_every_weight_is_what_the_library_loads(
     name: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path

@@ -66,7 +66,7 @@ def describe_setup(setup: Setup, rounds: int) -> dict[str, Any]:
         "blocks": contract.num_blocks,
         "width": contract.heads * contract.head_dim,
         "candidates": list(contract.blocks),
-        "precision": contract.precision,
+        "precision": first.described_precision,
         "height": request.height,
         "width_pixels": request.width,
         "image_tokens": request.image_tokens(first),

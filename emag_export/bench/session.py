@@ -22,10 +22,10 @@ from emag_export.errors import InputError
 from emag_export.exporter.eager import source_of
 from emag_export.exporter.source.load import load_recorded
 from emag_export.progress import Event, Progress, silent
-from emag_export.reference.check_bundle import random_encoder
 from emag_export.runtime.guidance.rules import unperturbed
 from emag_export.runtime.prepare import Prepared, prepare
 from emag_export.runtime.request import GenerationRequest
+from emag_export.runtime.text.encoders import random_encoder
 
 __all__ = ["Entry", "Opener", "Setup", "load_original", "measure", "measure_peaks"]
 
@@ -69,10 +69,10 @@ class Setup:
                 raise InputError(
                     f"{bundle.path} was made of another model than {first.path}; give bundles of one model"
                 )
-            if bundle.contract.precision != first.contract.precision:
+            if bundle.described_precision != first.described_precision:
                 raise InputError(
-                    f"{bundle.path} is {bundle.contract.precision}, {first.path} is "
-                    f"{first.contract.precision}; give bundles of one precision"
+                    f"{bundle.path} is {bundle.described_precision}, {first.path} is "
+                    f"{first.described_precision}; give bundles of one precision"
                 )
         if not self.request.guidance.rule.perturbed:
             raise InputError(

@@ -1,22 +1,34 @@
 """Build a bundle: check everything first, then export one component at a time, then publish."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from emag_export.bundle import DENOISER, Bundle
+from emag_export.bundle import DENOISER, RANGES, Bundle
 from emag_export.contract import GraphSpec
 from emag_export.exporter.describe.identify import BuildPlan, finished_bundle, identify
 from emag_export.exporter.graph.export import component_spec, export_component
 from emag_export.exporter.preview import fit_preview
 from emag_export.exporter.resources import needs_of, require_memory
-from emag_export.exporter.staging import Staging, disk_errors, require_disk_space, require_free_target
+from emag_export.exporter.staging import (
+    Staging,
+    disk_errors,
+    require_disk_space,
+    require_free_target,
+    unfinished,
+)
 from emag_export.manifest import Manifest
 from emag_export.options import BuildOptions
 from emag_export.progress import Event, Progress, silent
+from emag_export.quantisation import Ranges
+from emag_export.records import dump_record, read_record
 from emag_export.shared_encoders import record_encoders
 
-__all__ = ["build", "perform"]
+__all__ = ["Calibrate", "build", "perform"]
+
+Calibrate = Callable[[BuildPlan, Path, Progress], Mapping[str, float]]
+"""(plan, a folder for what is needed meanwhile, progress) to ranges by name; see
+:mod:`emag_export.calibration`, which stands above this room."""
 
 _DENOISER_NOTE = "sums of layer norms, timesteps, and the moving averages where the contract says so"
 
@@ -28,6 +40,7 @@ def build(
     *,
     overwrite: bool = False,
     progress: Progress = silent,
+    calibrate: Calibrate | None = None,
 ) -> Bundle:
     """Export ``model`` into the bundle ``out``, or find it already there.
 
@@ -39,6 +52,7 @@ def build(
         options: See there; None takes all defaults.
         overwrite: Replace what is in ``out``, once the new bundle is whole.
         progress: Told what is being done.
+        calibrate: Measures ranges, for options that ask for a scheme with some.
 
     Raises:
         ModelError: If the model cannot be used.
@@ -49,10 +63,17 @@ def build(
     if (finished := finished_bundle(out, plan.key)) is not None:
         progress(Event(component="bundle", phase="reuse"))
         return finished
-    return perform(plan, out, overwrite=overwrite, progress=progress)
+    return perform(plan, out, overwrite=overwrite, progress=progress, calibrate=calibrate)
 
 
-def perform(plan: BuildPlan, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Bundle:
+def perform(
+    plan: BuildPlan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    calibrate: Calibrate | None = None,
+) -> Bundle:
     """Export what was identified; for callers that import this module only when there is something to do.
 
     Args:
@@ -60,6 +81,7 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool = False, progress: Pr
         out: Folder to write.
         overwrite: Replace what is in ``out``, once the new bundle is whole.
         progress: Told what is being done.
+        calibrate: Measures ranges, for plans that ask for a scheme with some.
 
     Raises:
         ModelError: If weights cannot be loaded.
@@ -73,7 +95,8 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool = False, progress: Pr
     require_memory(needs)
     with disk_errors(out):
         staging = Staging(out, plan.key, progress)
-        graphs = _graphs(plan, staging, progress)
+        ranges = _ranges(plan, staging, progress, calibrate)
+        graphs = _graphs(plan, staging, progress, ranges)
         progress(Event(component="tokenizers", phase="copy"))
         _copy(plan, staging)
         preview = None
@@ -96,6 +119,7 @@ def perform(plan: BuildPlan, out: Path, *, overwrite: bool = False, progress: Pr
                 source=plan.provenance,
                 encoders=encoders,
                 labels=plan.labels,
+                quantisation=plan.quantisation,
                 files=staging.files(),
             )
         )
@@ -111,12 +135,35 @@ def _precision_notes(plan: BuildPlan) -> dict[str, str]:
     return {name: notes[name] for name in plan.components if notes[name]}
 
 
-def _graphs(plan: BuildPlan, staging: Staging, progress: Progress) -> dict[str, GraphSpec]:
+def _ranges(
+    plan: BuildPlan, staging: Staging, progress: Progress, calibrate: Calibrate | None
+) -> Mapping[str, float]:
+    """Measured now, or by an earlier, interrupted run; empty for schemes that have none."""
+    if plan.quantisation is None or plan.quantisation.calibration is None or DENOISER not in plan.components:
+        return {}
+    assert calibrate is not None, "who builds with a calibrated scheme brings the calibration along"
+    folder, file = RANGES.split("/")
+
+    def write(into: Path) -> None:
+        with unfinished(into) as meanwhile:
+            ranges = Ranges(largest=calibrate(plan, meanwhile, progress))
+        (into / file).write_text(dump_record(ranges), "utf-8")
+
+    if staging.finished(folder):
+        progress(Event(component=folder, phase="reuse"))
+    staging.part(folder, write)
+    path = staging.path / RANGES
+    return read_record(Ranges, path.read_bytes(), name=str(path), remedy="delete it and build again").largest
+
+
+def _graphs(
+    plan: BuildPlan, staging: Staging, progress: Progress, ranges: Mapping[str, float]
+) -> dict[str, GraphSpec]:
     """Export every component, the largest first, with one set of weights in memory at a time."""
     for name in plan.components:
         if staging.finished(name):
             progress(Event(component=name, phase="reuse"))
-        staging.part(name, lambda folder, name=name: export_component(plan, name, folder, progress))  # type: ignore[misc]
+        staging.part(name, lambda folder, name=name: export_component(plan, name, folder, progress, ranges))  # type: ignore[misc]
     return {name: component_spec(plan, name) for name in plan.components}
 
 

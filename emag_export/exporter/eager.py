@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.contract import GraphSpec
+from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.engines.compiled import CompiledEngine
 from emag_export.engines.config import EngineConfig
 from emag_export.engines.eager import EagerEngine
@@ -15,8 +15,17 @@ from emag_export.exporter.describe.identify import resolve
 from emag_export.exporter.graph.fork import fork
 from emag_export.exporter.source.load import load_recorded, wrapped
 from emag_export.families.source_model import SourceModel
+from emag_export.manifest import Provenance
 
-__all__ = ["ModuleEngine", "open_eager", "open_torch", "open_torch_compile", "source_of"]
+__all__ = [
+    "ModuleEngine",
+    "contract_in",
+    "open_denoiser",
+    "open_eager",
+    "open_torch",
+    "open_torch_compile",
+    "source_of",
+]
 
 ModuleEngine = Callable[[nn.Module, GraphSpec, str], EagerEngine]
 """(module, its contract, device) to an engine, as :class:`EagerEngine` itself."""
@@ -64,12 +73,46 @@ def open_eager(
         model_of = source if bundle.provenance.model == source.name else source_of(bundle)
         precision = bundle.contract.precision
         if component == DENOISER:
-            module = fork(load_recorded(model_of, precision, bundle.provenance), bundle.contract)
-            return denoiser(module.to(device), bundle.contract.graph, device)
+            return open_denoiser(model_of, bundle.provenance, bundle.contract, device, denoiser)
         traced = wrapped(model_of, bundle.family.component(component), precision)
         return EagerEngine(traced.to(device), bundle.spec(component), device)
 
     return opener
+
+
+def open_denoiser(
+    source: SourceModel,
+    provenance: Provenance,
+    contract: DenoiserContract,
+    device: str = "cpu",
+    engine: ModuleEngine = EagerEngine,
+) -> EagerEngine:
+    """The fork of a bundle's denoiser in PyTorch.
+
+    Args:
+        source: The model that the bundle was made from.
+        provenance: The bundle's.
+        contract: The bundle's, or one that differs in precision.
+        device: Where it runs.
+        engine: Runs it.
+    """
+    module = fork(load_recorded(source, contract.precision, provenance), contract)
+    return engine(module.to(device), contract.graph, device)
+
+
+def contract_in(bundle: Bundle, precision: str) -> DenoiserContract:
+    """The contract of the same denoiser in another precision."""
+    contract = bundle.contract
+    if precision == contract.precision:
+        return contract
+    return bundle.family.contract(
+        bundle.config(DENOISER),
+        variant=contract.variant,
+        blocks=contract.blocks,
+        renorm=contract.renorm,
+        precision=precision,
+        state_dtype=contract.state_dtype,
+    )
 
 
 def open_torch(config: EngineConfig, bundle: Bundle) -> Callable[[Bundle, str], EagerEngine]:

@@ -13,7 +13,15 @@ from emag_export.contract import DTYPE_BYTES
 from emag_export.errors import InputError
 from emag_export.exporter.describe.identify import BuildPlan
 
-__all__ = ["VERIFIED_BYTES", "Needs", "free_memory", "needs_of", "require_memory", "require_whole"]
+__all__ = [
+    "VERIFIED_BYTES",
+    "Needs",
+    "free_memory",
+    "needs_of",
+    "require_float32",
+    "require_memory",
+    "require_whole",
+]
 
 VERIFIED_BYTES = 2 << 30
 """Graphs with more weights are not run after the export: ``compare`` does that, and needs the memory."""
@@ -28,6 +36,9 @@ and a weight while it is converted and written. These grow with the model, the l
 _CHECKING = 1.5
 """Times the float32 weights that onnxruntime takes while a graph is checked: it computes half precision in
 float32 on a CPU, and packs weights for its products."""
+
+_ROUNDED_SHARE = 0.95
+"""Of a quantised denoiser's weights, those that take one byte; the others keep their precision."""
 
 _MARGIN = 1.05
 
@@ -74,6 +85,8 @@ def _written(plan: BuildPlan, name: str) -> float:
     source, precision = plan.source, plan.contract.precision
     family = source.family
     weights = source.weight_bytes(family.folders[name]) / source.bytes_per_weight()
+    if name == DENOISER and plan.quantisation is not None:
+        return weights * (_ROUNDED_SHARE + (1 - _ROUNDED_SHARE) * DTYPE_BYTES[precision])
     whole = precision == "float32" or name == DENOISER
     return weights * DTYPE_BYTES[precision] * (1.0 if whole else family.component(name).half_size)
 
@@ -100,6 +113,17 @@ def require_whole(plan: BuildPlan, name: str) -> None:
     """
     need = round(_MARGIN * _memory(plan, _written(plan, name), whole=True))
     require_memory(Needs(disk=0, memory=need, component=name))
+
+
+def require_float32(plan: BuildPlan) -> None:
+    """Refuse to load the whole denoiser in float32 where it does not fit.
+
+    Raises:
+        InputError: With what would fit.
+    """
+    weights = plan.source.weight_bytes(DENOISER) / plan.source.bytes_per_weight()
+    need = round(_MARGIN * (_LIBRARIES + weights * DTYPE_BYTES["float32"]))
+    require_memory(Needs(disk=0, memory=need, component=DENOISER))
 
 
 def free_memory() -> int:

@@ -5,11 +5,13 @@ A conditioning tensor ``NAME_mask``, [trunk_rows, text], says which tokens of ``
 matter.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["hide_padding"]
+__all__ = ["hide_padding", "random_mask"]
 
 
 def hide_padding(
@@ -26,3 +28,9 @@ def hide_padding(
     if not isinstance(image_tokens, int) or image_tokens > 0:
         seen = torch.cat([mask.new_ones(mask.shape[0], image_tokens), mask], dim=1)
     return torch.where(seen[:, None, None] > 0, 0.0, -torch.inf).to(dtype)
+
+
+def random_mask(shape: Sequence[int], generator: torch.Generator) -> Int[Tensor, "*rows tokens"]:
+    """Prefixes of any length, of at least one token."""
+    lengths = torch.randint(1, shape[-1] + 1, (*shape[:-1], 1), generator=generator)
+    return (torch.arange(shape[-1]) < lengths).long()

@@ -4,24 +4,18 @@ Components are opened one after another, and the denoiser only where it fits: a 
 of a workstation's memory in float32, and its engine as much again.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from emag_export.bundle import DENOISER, Bundle
-from emag_export.contract import GUIDANCE_INPUT, TensorSpec
-from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.engines.registry import EngineOpener
-from emag_export.exporter.eager import open_eager, source_of
-from emag_export.exporter.graph.examples import random_mask
+from emag_export.exporter.eager import contract_in, open_denoiser, source_of
 from emag_export.exporter.source.load import load_recorded
 from emag_export.families.source_model import SourceModel
-from emag_export.families.texts import Cut, Encoded
 from emag_export.progress import Event, Progress, silent
 from emag_export.reference.compare import Decode, compare
 from emag_export.reference.comparison import Comparison
@@ -29,13 +23,12 @@ from emag_export.reference.forced import with_floor
 from emag_export.reference.memory import must_record
 from emag_export.reference.two_pass import ReferenceStep, two_pass_denoise
 from emag_export.runtime.pictures.decode import decode_latents
-from emag_export.runtime.prepare import Encode, Prepared, prepare
+from emag_export.runtime.prepare import Prepared, prepare
 from emag_export.runtime.request import GenerationRequest
-from emag_export.runtime.text.prompts import PromptEncoder, load_tokenizers
-from emag_export.shapes import Sizes, evaluate
+from emag_export.runtime.text.encoders import has_encoders, opened_encoder
 from emag_export.shared_encoders import components_of, home_of
 
-__all__ = ["check_bundle", "random_encoder"]
+__all__ = ["check_bundle"]
 
 _CPU = torch.device("cpu")
 
@@ -61,8 +54,9 @@ def check_bundle(
         open_engine: Decides backend and device.
         requests: One per image; they run as one batch.
         source: Where the source model is now, if it has moved.
-        floor: For a bundle in half precision, measure what PyTorch itself loses in that precision, too;
-            costs as much as one more engine.
+        floor: For a bundle in half precision, measure what PyTorch itself loses in that precision, too; for a
+            quantised one, what becomes of c - p in both half precisions. Each costs as much as one more
+            engine.
         progress: Told after every step.
 
     Raises:
@@ -70,15 +64,22 @@ def check_bundle(
         InputError: If the requests do not fit the bundle, or the run does not fit into memory.
     """
     model = source_of(bundle, source)
-    floor = floor and bundle.contract.precision != "float32"
-    with _encoder(bundle, open_engine) as encode:
+    with opened_encoder(bundle, open_engine) as encode:
         prepared = prepare(bundle, requests, encode, _CPU)
-    steps = _reference(bundle, model, prepared, floor)
-    recorded = must_record(bundle, prepared, floor=floor)
+    floors = _floors(bundle) if floor else ()
+    steps = _reference(bundle, model, prepared, floors)
+    recorded = must_record(bundle, prepared, floor=bool(floors))
     if recorded:
         steps, progress = _record(steps, len(prepared.plan.steps), progress)
     with open_engine(bundle, DENOISER) as engine, _decoder(bundle, open_engine) as decode:
-        comparison = compare(engine, prepared.plan, steps, decode=decode, progress=progress)
+        comparison = compare(
+            engine,
+            prepared.plan,
+            steps,
+            decode=decode,
+            scheme=None if bundle.quantisation is None else bundle.quantisation.scheme,
+            progress=progress,
+        )
     settings = {
         **comparison.settings,
         "embeddings": _embeddings(bundle, prepared),
@@ -88,9 +89,9 @@ def check_bundle(
 
 
 def _reference(
-    bundle: Bundle, source: SourceModel, prepared: Prepared, floor: bool
+    bundle: Bundle, source: SourceModel, prepared: Prepared, floors: Sequence[str]
 ) -> Iterator[ReferenceStep]:
-    """Steps of the float32 model, with the floor if asked for.
+    """Steps of the float32 model, with floors in these precisions.
 
     A generator owns its models: nothing is loaded before the first step, nothing stays after the last.
     """
@@ -102,9 +103,20 @@ def _reference(
         anneal=prepared.anneal,
         noise=prepared.noise,
     )
-    if floor:
-        steps = with_floor(steps, prepared.plan, partial(open_eager(source), bundle, DENOISER))
+    for precision in floors:
+        contract = contract_in(bundle, precision)
+        plan = replace(prepared.plan, contract=contract)
+        open_floor = partial(open_denoiser, source, bundle.provenance, contract)
+        steps = with_floor(steps, plan, open_floor, judges=bundle.quantisation is None)
     yield from steps
+
+
+def _floors(bundle: Bundle) -> tuple[str, ...]:
+    """Precisions in which PyTorch's own error is worth knowing."""
+    if bundle.quantisation is not None:
+        return ("float16", "bfloat16")
+    precision = bundle.contract.precision
+    return () if precision == "float32" else (precision,)
 
 
 def _record(
@@ -123,62 +135,6 @@ def _record(
 
 
 @contextmanager
-def _encoder(bundle: Bundle, open_engine: EngineOpener) -> Iterator[Encode]:
-    """The bundle's text encoders, or what stands in for them."""
-    with ExitStack() as stack:
-        if not _has_encoders(bundle):
-            yield random_encoder(bundle)
-            return
-        names = [name for name in components_of(bundle) if name in bundle.family.tokenizers]
-        engines: dict[str, Engine] = {
-            name: stack.enter_context(open_engine(home_of(bundle, name), name)) for name in names
-        }
-        yield PromptEncoder(
-            engines,
-            load_tokenizers(bundle),
-            contract=bundle.contract,
-            max_sequence_length=bundle.defaults.max_sequence_length,
-            labels=bundle.labels,
-        ).encode
-
-
-def random_encoder(bundle: Bundle) -> Encode:
-    """Random numbers in place of what prompts mean: the same prompt always gets the same ones.
-
-    Standard normal embeddings, or classes. A denoiser is not told apart from its reference by what the text
-    means, only by whether every input matters to both alike, for which noise serves.
-
-    Args:
-        bundle: Gives widths, and the number of tokens its text encoders would give.
-    """
-    contract, sizes = bundle.contract, {"text": bundle.geometry.text.usual, "trunk_rows": 1}
-
-    def encode(prompts: Sequence[str]) -> Encoded:
-        generators = [torch.Generator().manual_seed(_seed(prompt)) for prompt in prompts]
-        tensors = {
-            tensor.name: torch.cat([_random(tensor, sizes, generator) for generator in generators])
-            for tensor in contract.conditioning
-            if tensor.name != GUIDANCE_INPUT
-        }
-        return Encoded(tensors=tensors, cut=(Cut(),) * len(prompts))
-
-    return encode
-
-
-def _random(tensor: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Tensor:
-    shape = evaluate(tensor.dims, sizes)
-    if tensor.is_mask:
-        return random_mask(shape, generator)
-    if tensor.below is not None:
-        return torch.randint(0, tensor.below, shape, generator=generator)
-    return torch.randn(shape, generator=generator).to(TORCH_DTYPES[tensor.dtype])
-
-
-def _seed(prompt: str) -> int:
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7])
-
-
-@contextmanager
 def _decoder(bundle: Bundle, open_engine: EngineOpener) -> Iterator[Decode | None]:
     family = bundle.family
     if family.decoder not in components_of(bundle):
@@ -190,15 +146,10 @@ def _decoder(bundle: Bundle, open_engine: EngineOpener) -> Iterator[Decode | Non
         yield lambda latents: decode_latents(decoder, facts, latents)
 
 
-def _has_encoders(bundle: Bundle) -> bool:
-    needed = {name for name in bundle.family.needed if name in bundle.family.tokenizers}
-    return needed <= set(components_of(bundle))
-
-
 def _embeddings(bundle: Bundle, prepared: Prepared) -> str:
     shapes = ", ".join(f"{n} {list(t.shape[1:])}" for n, t in prepared.conditioning.given.items())
     if bundle.labels is not None:
         return "none, prompts are classes"
-    if _has_encoders(bundle):
+    if has_encoders(bundle):
         return f"the bundle's text encoders: {shapes}"
     return f"random (standard normal, seeded by each prompt), the bundle has no text encoders: {shapes}"

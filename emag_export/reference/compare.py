@@ -11,6 +11,7 @@ from torch import Tensor
 from emag_export.engines.protocol import Engine
 from emag_export.errors import InputError
 from emag_export.progress import Event, Progress, silent
+from emag_export.quantisation import Scheme
 from emag_export.reference.comparison import (
     USUAL_LATENT,
     Choice,
@@ -52,6 +53,7 @@ def compare(
     reference: Iterable[ReferenceStep],
     *,
     decode: Decode | None = None,
+    scheme: Scheme | None = None,
     progress: Progress = silent,
 ) -> Comparison:
     """Compare an engine with the reference, twice.
@@ -66,6 +68,7 @@ def compare(
         reference: Steps of :func:`two_pass_denoise`, on any device, with or without a floor; an iterator
             is consumed as it comes, so only one step's averages are in memory.
         decode: Makes pictures of the finished latents; without it none are compared.
+        scheme: Of the engine's quantisation, which decides what is allowed.
         progress: Told after every step of both runs.
 
     Raises:
@@ -94,7 +97,7 @@ def compare(
     free, latents = _free_run(engine, plan, noise, kept, progress)
     return Comparison(
         settings=_settings(engine, plan, noise),
-        precision=judged_as(plan.contract.precision, plan.contract.state_dtype),
+        precision=judged_as(plan.contract.precision, plan.contract.state_dtype, scheme),
         blocks=plan.contract.blocks,
         steps=tuple(steps),
         free=free,
@@ -111,6 +114,8 @@ def _compare_step(engine: Engine, plan: Plan, step: ReferenceStep) -> StepCompar
         sigma=planned.sigma,
         errors=forced.errors,
         floor=step.floor,
+        direction=forced.direction,
+        direction_floors=step.direction_floors,
         reference_delta=_rows(step.delta),
         engine_delta=_rows(forced.delta),
         choices=_choices(plan.contract.blocks, step.delta, forced.delta) if chooses else (),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from emag_export.reference.direction import DirectionError, mean_of
 from emag_export.reference.thresholds import FLOOR_FACTOR, THRESHOLDS, VELOCITIES, Threshold
 from emag_export.runtime.sampling.plan import Phase
 
@@ -58,6 +59,10 @@ class StepComparison:
     """By output: ``uncond``, ``cond``; ``perturbed`` while guiding; ``ema_state``, ``delta`` unless plain."""
     floor: Mapping[str, TensorError] = field(default_factory=dict)
     """By output, PyTorch's own errors in the engine's precision; empty where they were not measured."""
+    direction: DirectionError | None = None
+    """What became of c - p; None where the step does not guide."""
+    direction_floors: Mapping[str, DirectionError] = field(default_factory=dict)
+    """By precision, what PyTorch makes of it; empty where that was not measured."""
     reference_delta: tuple[tuple[float, ...], ...]
     """Per image and candidate block."""
     engine_delta: tuple[tuple[float, ...], ...]
@@ -154,8 +159,30 @@ class Comparison:
         return [
             *(text for step in self.steps for text in self._step_failures(step)),
             *self._floor_failures(),
+            *self._direction_failures(),
             *self._free_failures(),
         ]
+
+    @property
+    def direction(self) -> DirectionError | None:
+        """What becomes of c - p, means over guided steps; None where none guides."""
+        found = [step.direction for step in self.steps if step.direction is not None]
+        return mean_of(found) if found else None
+
+    @property
+    def direction_floors(self) -> Mapping[str, DirectionError]:
+        """Likewise of PyTorch, by precision."""
+        precisions = dict.fromkeys(name for step in self.steps for name in step.direction_floors)
+        return {
+            name: mean_of(step.direction_floors[name] for step in self.steps if name in step.direction_floors)
+            for name in precisions
+        }
+
+    @property
+    def agreeing(self) -> float | None:
+        """Share of block choices that agree; None where no block is chosen by an average."""
+        agree = [choice.agree for step in self.steps for choice in step.choices]
+        return sum(agree) / len(agree) if agree else None
 
     @property
     def floor(self) -> FloorRatio | None:
@@ -190,9 +217,10 @@ class Comparison:
         data["pictures"] = [{"psnr": pair.psnr, "ssim": pair.ssim} for pair in self.pictures]
         verdict = {"passed": self.passed, "failures": self.failures(), "ties": self.ties()}
         floor = None if self.floor is None else {**asdict(self.floor), "ratio": self.floor.ratio}
-        plain: dict[str, Any] = _plain(
-            {**verdict, "threshold": asdict(self.threshold), "floor": floor, **data}
-        )
+        direction = None if self.direction is None else asdict(self.direction)
+        floors = {name: asdict(found) for name, found in self.direction_floors.items()}
+        means = {"floor": floor, "direction": direction, "direction_floors": floors}
+        plain: dict[str, Any] = _plain({**verdict, "threshold": asdict(self.threshold), **means, **data})
         return plain
 
     def _is_tie(self, choice: Choice) -> bool:
@@ -218,11 +246,27 @@ class Comparison:
 
     def _floor_failures(self) -> Iterator[str]:
         floor = self.floor
-        if floor is not None and not floor.passed:
+        if floor is not None and self.threshold.direction is None and not floor.passed:
             yield (
                 f"velocities differ by up to {floor.engine:.1e} of the largest value, {floor.ratio:.2f} "
                 f"times what PyTorch loses in {self.precision}; {FLOOR_FACTOR:g} times is allowed"
             )
+
+    def _direction_failures(self) -> Iterator[str]:
+        """Of quantised engines: how much of the guidance is left."""
+        limits, got = self.threshold.direction, self.direction
+        if limits is None or got is None:
+            return
+        judged = [
+            ("the norm of the error of c, as a fraction of that of c,", got.cond, 0.0, limits.cond),
+            ("the norm of the error of c - p, as a fraction of that of c - p,", got.error, 0.0, limits.error),
+            ("c - p projected on the reference's", got.projection, *limits.projection),
+        ]
+        if self.agreeing is not None:
+            judged.append(("the share of block choices that agree", self.agreeing, limits.choices, 1.0))
+        for what, value, least, most in judged:
+            if not least <= value <= most:  # NaN fails
+                yield f"{what} is {value:.3g} in the mean; {self.precision} allows {least:g} to {most:g}"
 
     def _free_failures(self) -> Iterator[str]:
         """Only up to the first differing choice: from there on both may be right, on different paths."""

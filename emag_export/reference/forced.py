@@ -9,6 +9,7 @@ from torch import Tensor
 
 from emag_export.engines.protocol import TORCH_DTYPES, Engine
 from emag_export.reference.comparison import TensorError
+from emag_export.reference.direction import DirectionError, direction_error
 from emag_export.reference.two_pass import ReferenceStep
 from emag_export.runtime.guidance.rules import Predictions
 from emag_export.runtime.sampling.call import ImageStep, place_calls
@@ -27,6 +28,8 @@ class ForcedStep:
     """By output: ``uncond``, ``cond``; ``perturbed`` while guiding; ``ema_state``, ``delta`` unless plain."""
     delta: Float[Tensor, "images layers"]
     """Of the engine, on the reference's device."""
+    direction: DirectionError | None
+    """What became of c - p; None where the step does not guide."""
 
 
 def force_step(engine: Engine, plan: Plan, step: ReferenceStep) -> ForcedStep:
@@ -56,23 +59,40 @@ def force_step(engine: Engine, plan: Plan, step: ReferenceStep) -> ForcedStep:
     trunk = step.conditioning.to(engine.device).trunk(call.rows)
     after, result = take_step(engine, call, run, trunk, noise=noise)
     delta = after.delta.to(here)
-    return ForcedStep(errors=_errors(step, result.predictions, after.average, delta), delta=delta)
+    return ForcedStep(
+        errors=_errors(step, result.predictions, after.average, delta),
+        delta=delta,
+        direction=_direction(step, result.predictions),
+    )
 
 
 def with_floor(
-    steps: Iterable[ReferenceStep], plan: Plan, open_floor: Callable[[], Engine]
+    steps: Iterable[ReferenceStep], plan: Plan, open_floor: Callable[[], Engine], *, judges: bool = True
 ) -> Iterator[ReferenceStep]:
-    """The same steps, each with the errors that PyTorch itself makes in it in the engine's precision.
+    """The same steps, each with the errors that PyTorch itself makes in it in half precision.
 
     Args:
         steps: Of the float32 reference.
-        plan: The one the reference follows.
+        plan: The one the reference follows; its contract is in the precision of the floor.
         open_floor: Opens the module that was exported, in the precision of the graph; called before the
             first step, and closed after the last.
+        judges: Whether engines are held against its errors; else only what becomes of c - p is kept, for
+        people.
     """
     with open_floor() as engine:
         for step in steps:
-            yield replace(step, floor=force_step(engine, plan, step).errors)
+            forced = force_step(engine, plan, step)
+            floors = dict(step.direction_floors)
+            if forced.direction is not None:
+                floors[plan.contract.precision] = forced.direction
+            yield replace(step, floor=forced.errors if judges else step.floor, direction_floors=floors)
+
+
+def _direction(step: ReferenceStep, predictions: Predictions) -> DirectionError | None:
+    wanted = step.predictions
+    if step.plan.phase != Phase.GUIDE:
+        return None
+    return direction_error((wanted.cond, wanted.perturbed), (predictions.cond, predictions.perturbed))
 
 
 def _errors(

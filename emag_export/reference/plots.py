@@ -23,11 +23,15 @@ def draw(comparison: Comparison) -> Figure:
     """Error per step, Delta and choice per image, and the free run, one below the other."""
     chooses = any(step.choices for step in comparison.steps)
     images = min(_MOST_IMAGES, len(comparison.free[0].reference_blocks)) if chooses else 0
-    figure = Figure(figsize=(10, 3.2 * (2 + images)), layout="constrained")
-    axes = figure.subplots(2 + images, 1, squeeze=False)[:, 0]
+    guides = comparison.direction is not None
+    count = 2 + guides + images
+    figure = Figure(figsize=(10, 3.2 * count), layout="constrained")
+    axes = figure.subplots(count, 1, squeeze=False)[:, 0]
     _draw_errors(axes[0], comparison)
+    if guides:
+        _draw_direction(axes[1], comparison)
     for image in range(images):
-        _draw_delta(axes[1 + image], comparison, image)
+        _draw_delta(axes[1 + guides + image], comparison, image)
     _draw_free(axes[-1], comparison)
     for ax in axes:
         _shade_phases(ax, comparison)
@@ -54,6 +58,32 @@ def _draw_errors(ax: Axes, comparison: Comparison) -> None:
     ax.set_ylabel(f"error, {kind}")
     floor = " (dotted: PyTorch in the same precision)" if comparison.floor else ""
     ax.set_title(f"Teacher-forced: one step on the reference's state{floor}")
+    ax.legend(ncols=3, fontsize="small")
+
+
+def _draw_direction(ax: Axes, comparison: Comparison) -> None:
+    """The engine's error of c - p in every guided step, and PyTorch's in half precision."""
+    guided = [step for step in comparison.steps if step.direction is not None]
+    lines = {
+        "engine": {step.index: step.direction.error for step in guided if step.direction is not None},
+        **{
+            f"PyTorch, {name}": {
+                step.index: step.direction_floors[name].error
+                for step in guided
+                if name in step.direction_floors
+            }
+            for name in comparison.direction_floors
+        },
+    }
+    for label, points in lines.items():
+        style = ".-" if label == "engine" else ".:"
+        ax.plot(list(points), [max(error, _LOG_FLOOR) for error in points.values()], style, label=label)
+    if comparison.threshold.direction is not None:
+        limit = comparison.threshold.direction.error
+        ax.axhline(limit, color="black", linestyle="--", linewidth=1, label="threshold of the mean")
+    ax.set_yscale("log")
+    ax.set_ylabel("error of c - p, of its norm")
+    ax.set_title("What is left of the direction that guidance steers along")
     ax.legend(ncols=3, fontsize="small")
 
 

@@ -71,10 +71,21 @@ def _page(comparison: Comparison, plot: bytes) -> str:
         gain=str(_GAIN),
         plot=_data_url(plot),
         floor=escape(_floor(comparison)),
+        direction=escape(_direction(comparison)),
         head="".join(f"<th>{name}</th>" for name in _OUTPUTS),
         rows="".join(
             _table_row(comparison, step, position) for position, step in enumerate(comparison.steps)
         ),
+    )
+
+
+def _direction(comparison: Comparison) -> str:
+    if comparison.direction is None:
+        return "No step steers along c - p."
+    floors = "".join(f"; PyTorch in {name}: {found}" for name, found in comparison.direction_floors.items())
+    return (
+        f"c - p, along which guidance steers, means over guided steps: {comparison.direction}{floors}. c "
+        f"itself has an error of {comparison.direction.cond:.2g} of its norm."
     )
 
 
@@ -115,6 +126,8 @@ def _table_row(comparison: Comparison, step: StepComparison, position: int) -> s
     for name in _OUTPUTS:
         error = step.errors.get(name)
         cells.append("" if error is None else f"{error.max_abs:.1e} <small>{error.relative:.0e}</small>")
+    found = step.direction
+    cells.append("" if found is None else f"{found.error:.1e} <small>× {found.projection:.3f}</small>")
     cells.append("; ".join(f"{choice.reference} | {choice.engine}" for choice in step.choices))
     if position < len(comparison.free):
         free = comparison.free[position]

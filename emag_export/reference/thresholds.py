@@ -4,7 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["FLOOR_FACTOR", "THRESHOLDS", "VELOCITIES", "Threshold", "judged_as"]
+from emag_export.quantisation import Scheme
+
+__all__ = ["FLOOR_FACTOR", "THRESHOLDS", "VELOCITIES", "DirectionLimits", "Threshold", "judged_as"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionLimits:
+    """How much of c - p a quantised engine must keep, in means over guided steps."""
+
+    cond: float
+    """Largest error of c, as a fraction of its norm."""
+    error: float
+    """Largest error of c - p, as a fraction of its norm."""
+    projection: tuple[float, float]
+    """How far it may steer along the reference's c - p, in multiples of it."""
+    choices: float
+    """Smallest share of block choices that agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +42,21 @@ class Threshold:
     """Largest difference of latents of usual size in a free run while both sides choose alike, in proportion
     where they are larger; a differing choice is excused where Delta lead by less than this fraction. None:
     not judged."""
+    direction: DirectionLimits | None = None
+    """Of schemes of quantisation, which are judged by it and not by PyTorch's error in half precision."""
+
+
+def _quantised(velocity: float, average: float, direction: DirectionLimits) -> Threshold:
+    """Of a scheme: nothing is asked of single Delta or of a free run, which parts for good."""
+    return Threshold(
+        velocity=velocity,
+        relative=True,
+        average=average,
+        delta=None,
+        tie=None,
+        free=None,
+        direction=direction,
+    )
 
 
 _HALF_AVERAGES = "float32 with float16 averages"
@@ -38,6 +69,21 @@ THRESHOLDS: Mapping[str, Threshold] = MappingProxyType(
         ),
         "float16": Threshold(velocity=0.02, relative=True, average=0.03, delta=None, tie=None, free=None),
         "bfloat16": Threshold(velocity=0.25, relative=True, average=0.15, delta=None, tie=None, free=None),
+        Scheme.W8: _quantised(
+            velocity=0.05,
+            average=0.05,
+            direction=DirectionLimits(cond=6e-3, error=0.05, projection=(0.97, 1.03), choices=0.99),
+        ),
+        Scheme.FP8: _quantised(
+            velocity=0.3,
+            average=0.3,
+            direction=DirectionLimits(cond=3.5e-2, error=0.25, projection=(0.95, 1.05), choices=0.93),
+        ),
+        Scheme.INT8: _quantised(
+            velocity=0.15,
+            average=0.15,
+            direction=DirectionLimits(cond=2e-2, error=0.25, projection=(0.95, 1.05), choices=0.97),
+        ),
     }
 )
 """By precision of the engine, the reference being float32.
@@ -64,13 +110,16 @@ ended up to 9e-3 away. Weights in half precision round more than averages do, an
 """
 
 
-def judged_as(weights: str, averages: str) -> str:
+def judged_as(weights: str, averages: str, scheme: Scheme | None = None) -> str:
     """The key in :data:`THRESHOLDS` of an engine.
 
     Args:
         weights: Their precision.
         averages: The precision in which they are kept.
+        scheme: Of quantisation, which counts for more than either.
     """
+    if scheme is not None:
+        return scheme
     return _HALF_AVERAGES if (weights, averages) == ("float32", "float16") else weights
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from emag_export.errors import InputError, ModelError
 from emag_export.families import family_of
 from emag_export.reference.comparison import TensorError
+from emag_export.reference.direction import DirectionError
 from emag_export.reference.kinds import Probe
 from emag_export.reference.perturb import perturbing, probes_of
 from emag_export.runtime.guidance.clean import Clean
@@ -52,6 +53,8 @@ class ReferenceStep:
     floor: Mapping[str, TensorError] = field(default_factory=dict)
     """By output, the error that PyTorch itself makes in the engine's precision on this very step; empty
     where it was not measured."""
+    direction_floors: Mapping[str, DirectionError] = field(default_factory=dict)
+    """By precision, what PyTorch makes of c - p in it; only in guided steps, and where it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ class ServedModel:
             "owned_by": "emag-export",
             "emag": {
                 "variant": str(contract.variant),
-                "precision": contract.precision,
+                "precision": self.bundle.described_precision,
                 "height": defaults.height,
                 "width": defaults.width,
                 "steps": defaults.steps,

@@ -8,7 +8,7 @@ from pathlib import Path
 from emag_export.bundle import ENGINES, Bundle
 from emag_export.contract import GraphSpec
 from emag_export.engines.tensorrt.builder import build_plan
-from emag_export.engines.tensorrt.flavour import CURRENT, Flavour
+from emag_export.engines.tensorrt.flavour import CURRENT, Flavour, capability_of
 from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.profiles import Profile, profiles_of
@@ -109,8 +109,16 @@ def plan_engine_build(bundle: Bundle, flavour: Flavour, options: EngineOptions) 
         EngineError: If it is for this machine's GPU and there is none that fits.
     """
     options.check(flavour)
+    quantisation = bundle.quantisation
+    if quantisation is not None:
+        quantisation.check_backend(flavour.backend)
+        for target in options.targets:
+            if target != CURRENT:
+                quantisation.check_capability(target, capability_of(target))
     version = flavour.version()
     gpu = current_gpu(flavour, instead=flavour.without_gpu()) if options.targets == (CURRENT,) else None
+    if quantisation is not None and gpu is not None:
+        quantisation.check_capability(gpu.name, gpu.capability)
     place = re.sub(r"[^\w.+-]", "-", "+".join(options.targets) if gpu is None else gpu.slug)
     parts = []
     for component in bundle.components:

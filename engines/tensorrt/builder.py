@@ -14,7 +14,7 @@ from typing import Any
 
 from emag_export.contract import GraphSpec
 from emag_export.engines.tensorrt.build_log import BuildLog, log_of
-from emag_export.engines.tensorrt.flavour import CURRENT, Flavour
+from emag_export.engines.tensorrt.flavour import CURRENT, Flavour, capability_of
 from emag_export.engines.tensorrt.options import EngineOptions
 from emag_export.engines.tensorrt.profiles import Profile, profile_shapes
 from emag_export.errors import EngineError, MissingDependencyError
@@ -144,7 +144,7 @@ def _polygraphy(flavour: Flavour, module: ModuleType) -> tuple[Any, Callable[...
         if options.targets == (CURRENT,):
             where: dict[str, Any] = {"use_gpu": True}
         else:
-            where = {"compute_capabilities": [_capability(target) for target in options.targets]}
+            where = {"compute_capabilities": [capability_of(target) for target in options.targets]}
         return CreateConfigRTX(**where, **common(options, profiles, monitor, timing_cache))
 
     def for_tensorrt(
@@ -156,11 +156,6 @@ def _polygraphy(flavour: Flavour, module: ModuleType) -> tuple[Any, Callable[...
         )
 
     return trt, for_rtx if rtx else for_tensorrt, G_LOGGER
-
-
-def _capability(target: str) -> tuple[int, int]:
-    number = int(target.removeprefix("sm"))
-    return divmod(number, 10)
 
 
 def _polygraphy_profile(trt: Any, spec: GraphSpec, profile: Profile) -> Any:

@@ -7,7 +7,7 @@ from types import MappingProxyType, ModuleType
 
 from emag_export.errors import EngineError, InputError, MissingDependencyError
 
-__all__ = ["CURRENT", "FLAVOURS", "Flavour", "flavour_of"]
+__all__ = ["CURRENT", "FLAVOURS", "Flavour", "capability_of", "flavour_of"]
 
 CURRENT = "current"
 """The target that is the GPU of this machine."""
@@ -148,6 +148,11 @@ FLAVOURS: Mapping[str, Flavour] = MappingProxyType(
         ),
     }
 )
+
+
+def capability_of(target: str) -> tuple[int, int]:
+    """Compute capability of a target: (8, 9) for ``sm89``."""
+    return divmod(int(target.removeprefix("sm")), 10)
 
 
 def flavour_of(backend: str) -> Flavour:

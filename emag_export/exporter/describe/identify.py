@@ -13,7 +13,12 @@ from emag_export.bundle import MANIFEST, Bundle
 from emag_export.contract import DenoiserContract
 from emag_export.errors import EmagError, InputError
 from emag_export.exporter.describe.components import check_text_length, choose_components
-from emag_export.exporter.describe.recipes import GRAPHS, OPSETS, PREVIEW_FIT
+from emag_export.exporter.describe.quantised import (
+    default_precision,
+    quantisation_of,
+    quantisation_recipe,
+)
+from emag_export.exporter.describe.recipes import GRAPHS, OPSETS, PREVIEW_FIT, QUANTISED
 from emag_export.exporter.source.find import find_source
 from emag_export.exporter.source.lora import lora_records
 from emag_export.exporter.source.random_model import random_model
@@ -26,6 +31,7 @@ from emag_export.models import SamplingDefaults
 from emag_export.options import BuildOptions, Lora
 from emag_export.packages import require_packages
 from emag_export.progress import Event, Progress, silent
+from emag_export.quantisation import Quantisation
 from emag_export.shared_encoders import shared_files
 from emag_export.sizes import Geometry
 from emag_export.version import VERSION
@@ -53,6 +59,8 @@ class BuildPlan:
     shared: tuple[str, ...]
     """Components used from there."""
     loras: tuple[Lora, ...]
+    quantisation: Quantisation | None
+    """How the denoiser is quantised; None where it is not."""
     provenance: Provenance
     key: str
     """SHA-256 over the fields above and the recipes; a bundle with this key need not be made again."""
@@ -99,6 +107,9 @@ def identify(model: str, options: BuildOptions, progress: Progress = silent) -> 
         recipe.append(asdict(labels))
     if encoders is not None:
         recipe.append(shared_files(encoders, shared))
+    quantisation = quantisation_of(options, contract, defaults, labels)
+    if quantisation is not None:
+        recipe += [QUANTISED, quantisation_recipe(quantisation)]
     return BuildPlan(
         source=source,
         contract=contract,
@@ -109,6 +120,7 @@ def identify(model: str, options: BuildOptions, progress: Progress = silent) -> 
         encoders=encoders,
         shared=shared,
         loras=options.loras,
+        quantisation=quantisation,
         provenance=provenance,
         key=hash_json([asdict(provenance), *recipe]),
     )
@@ -179,6 +191,6 @@ def _contract(source: SourceModel, options: BuildOptions, defaults: SamplingDefa
         variant=options.variant,
         blocks=defaults.candidates if options.emag_candidates is None else options.emag_candidates,
         renorm=options.renorm,
-        precision=options.precision or source.precision(),
+        precision=options.precision or default_precision(options.quantize, source.precision()),
         state_dtype=options.state_precision,
     )

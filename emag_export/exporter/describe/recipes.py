@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = ["GRAPHS", "OPSETS", "PREVIEW_FIT"]
+__all__ = ["GRAPHS", "OPSETS", "PREVIEW_FIT", "QUANTISED"]
 
 OPSETS: Mapping[str, int] = MappingProxyType({"float32": 20, "float16": 20, "bfloat16": 22})
 """Precision to the opset of its graphs. 20 is the oldest with ``Gelu`` as one operator, and runs on
@@ -15,3 +15,6 @@ GRAPHS = 3
 
 PREVIEW_FIT = 1
 """Raised when the fit of the previews changes: a bundle with the older numbers, or none, is made again."""
+
+QUANTISED = 1
+"""Raised when the same scheme rounds otherwise than before, or ranges are measured otherwise."""

@@ -1,16 +1,16 @@
 """Inputs for tracing and for checking, derived from a graph's contract and a seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from emag_export.contract import BLUR_INPUTS, GUIDANCE_INPUT, GraphSpec, TensorSpec
 from emag_export.engines.protocol import TORCH_DTYPES
+from emag_export.families.masks import random_mask
 from emag_export.shapes import Sizes, evaluate
 
-__all__ = ["DENOISER_CHECK_SIZES", "DENOISER_EXAMPLE_SIZES", "random_inputs", "random_mask"]
+__all__ = ["DENOISER_CHECK_SIZES", "DENOISER_EXAMPLE_SIZES", "random_inputs"]
 
 DENOISER_EXAMPLE_SIZES: Sizes = {"trunk_rows": 4, "rows": 6, "tracked": 2, "text": 11, "h": 6, "w": 4}
 """Batch above one, height unlike width, and no two sizes that could be taken for one another by chance."""
@@ -33,12 +33,6 @@ def random_inputs(spec: GraphSpec, sizes: Sizes, *, seed: int = 0) -> dict[str, 
     """
     generator = torch.Generator().manual_seed(seed)
     return {tensor.name: _values(tensor, sizes, generator) for tensor in spec.inputs}
-
-
-def random_mask(shape: Sequence[int], generator: torch.Generator) -> Int[Tensor, "*rows tokens"]:
-    """Prefixes of any length, of at least one token."""
-    lengths = torch.randint(1, shape[-1] + 1, (*shape[:-1], 1), generator=generator)
-    return (torch.arange(shape[-1]) < lengths).long()
 
 
 def _values(tensor: TensorSpec, sizes: Sizes, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,11 @@
 
 import gc
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -15,6 +19,7 @@ from emag_export.exporter.graph.fork import fork
 from emag_export.exporter.graph.onnx_export import Weights, export_graph
 from emag_export.exporter.graph.passes import write_engine_graphs
 from emag_export.exporter.graph.verify import verify_graph
+from emag_export.exporter.quantise.apply import quantise
 from emag_export.exporter.resources import VERIFIED_BYTES, require_whole
 from emag_export.exporter.source.load import load_transformer, open_component, open_transformer, wrapped
 from emag_export.exporter.source.place import Reserved
@@ -33,7 +38,13 @@ def component_spec(plan: BuildPlan, name: str) -> GraphSpec:
     return component.spec(name, plan.source.config(component.folder), plan.contract.precision)
 
 
-def export_component(plan: BuildPlan, name: str, folder: Path, progress: Progress) -> None:
+def export_component(
+    plan: BuildPlan,
+    name: str,
+    folder: Path,
+    progress: Progress,
+    ranges: Mapping[str, float] = MappingProxyType({}),
+) -> None:
     """Write ``model.onnx``, its external data, engines' own graphs and ``config.json`` of one component.
 
     Args:
@@ -41,12 +52,13 @@ def export_component(plan: BuildPlan, name: str, folder: Path, progress: Progres
         name: Folder of the component in the bundle.
         folder: Existing folder to write to.
         progress: Told when a phase begins, and how much was written.
+        ranges: Of the denoiser's activations, where it is quantised with some.
 
     Raises:
         ModelError: If its weights cannot be loaded.
         ExportError: If tracing or checking fails.
     """
-    _write_graphs(plan, name, folder / GRAPH_FILE, progress)
+    _write_graphs(plan, name, folder / GRAPH_FILE, progress, ranges)
     gc.collect()  # the tracer leaves cycles that hold the weights
     source = plan.source
     # Without the folder that the model was once loaded from.
@@ -60,7 +72,9 @@ def export_component(plan: BuildPlan, name: str, folder: Path, progress: Progres
     progress(Event(component=name, phase="written", bytes=written))
 
 
-def _write_graphs(plan: BuildPlan, name: str, graph: Path, progress: Progress) -> None:
+def _write_graphs(
+    plan: BuildPlan, name: str, graph: Path, progress: Progress, ranges: Mapping[str, float]
+) -> None:
     """Trace and write without the large weights, then check with them where they fit; all are let go."""
     precision, spec = plan.contract.precision, component_spec(plan, name)
     progress(Event(component=name, phase="load"))
@@ -71,7 +85,10 @@ def _write_graphs(plan: BuildPlan, name: str, graph: Path, progress: Progress) -
     def told(done: int, total: int) -> None:
         progress(Event(component=name, phase="write", done=done, total=total))
 
+    quantisation = plan.quantisation if name == DENOISER else None
     weights = Weights(reserved=reserved, told=told)
+    if quantisation is not None:
+        weights = replace(weights, change=partial(quantise, quantisation=quantisation, ranges=ranges))
     export_graph(module, spec, random_inputs(spec, sizes[0]), graph, precision=precision, weights=weights)
     graphs = [graph, *write_engine_graphs(graph)]
     if large <= VERIFIED_BYTES:
@@ -80,7 +97,8 @@ def _write_graphs(plan: BuildPlan, name: str, graph: Path, progress: Progress) -
             del module, reserved, weights
             module, _ = _load(plan, name)
         for checked in graphs:
-            verify_graph(module, spec, checked, sizes[1:], precision)
+            scheme = None if quantisation is None else quantisation.scheme
+            verify_graph(module, spec, checked, sizes[1:], precision, scheme)
 
 
 def _open(plan: BuildPlan, name: str) -> tuple[nn.Module, Reserved | None, tuple[Sizes, ...]]:

@@ -40,10 +40,12 @@ _SYMBOL = re.compile(r"\bs\d+\b")
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Weights that a module does not hold, and who wants to know how far they are written."""
+    """Weights that a module does not hold, what becomes of them, and who is told how far they are written."""
 
     reserved: Reserved | None = None
     """The place of the unread ones."""
+    change: Callable[[onnx_ir.Model], object] = lambda model: None
+    """Exchanges weights for others in the graph; the numbers are made when they are written."""
     told: Callable[[int, int], object] = lambda done, total: None
     """Called with bytes that are written, and bytes in all."""
 
@@ -105,6 +107,10 @@ def export_graph(
         raise ExportError(f"{spec.name} came out at opset {model.opset_imports['']}, {opset} was asked for")
     simplify(model)
     _name_axes(model, spec)
+    if weights.reserved is not None:
+        weights.reserved.check()
+        _read_when_written(model, weights.reserved)
+    weights.change(model)
     ClearMetadataAndDocStringPass()(model)
     _save(model, path, weights)
     _check(path, spec)
@@ -173,9 +179,6 @@ def _renamed(dim: Any, names: Mapping[str, str]) -> Dim | None:
 
 def _save(model: Any, path: Path, weights: Weights) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if weights.reserved is not None:
-        weights.reserved.check()
-        _read_when_written(model, weights.reserved)
     values = [value for graph in model.graphs() for value in graph.initializers.values() if value.const_value]
     if sum(value.const_value.nbytes for value in values) > EXTERNAL_DATA_BYTES:
         external = [value for value in values if value.const_value.nbytes > _EMBEDDED_BYTES]

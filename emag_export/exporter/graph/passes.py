@@ -140,6 +140,22 @@ def _is_rms_norm(context: Any, x: Any, epsilon: Any, weight: Any, mean: Any, **_
     return last and epsilon.const_value is not None and weight.shape is not None and len(weight.shape) == 1
 
 
+def _integer_product(op: Any, tokens: Any, weight: Any, middle: Any, scales: Any) -> Any:
+    """What a quantised linear multiplies, and the scales of its outputs."""
+    return op.Mul(op.Cast(op.MatMulInteger(tokens, weight, middle), to=DataType.FLOAT), scales)
+
+
+def _fused_integer_product(op: Any, tokens: Any, weight: Any, middle: Any, scales: Any) -> Any:
+    """One operator, which never holds the product in integers."""
+    one = op.Constant(value_float=1.0)
+    return op.MatMulIntegerToFloat(tokens, weight, one, scales, middle, _domain=_MICROSOFT, _version=1)
+
+
+def _is_per_output(context: Any, weight: Any, scales: Any, **_: Any) -> bool:
+    """A scale per output, and a weight that is the same in every call."""
+    return weight.is_initializer() and scales.is_initializer() and len(scales.shape) == 1
+
+
 ENGINE_RULES: Mapping[str, RewriteRuleSet] = MappingProxyType(
     {
         "onnxruntime": RewriteRuleSet(
@@ -148,6 +164,7 @@ ENGINE_RULES: Mapping[str, RewriteRuleSet] = MappingProxyType(
                 RewriteRule(_rms_norm, _fused_rms_norm, _is_rms_norm),
                 RewriteRule(_attention, _fused_attention, _can_be_fused),
                 RewriteRule(_masked_attention, _fused_masked_attention, _can_be_fused_masked),
+                RewriteRule(_integer_product, _fused_integer_product, _is_per_output),
             ]
         )
     }

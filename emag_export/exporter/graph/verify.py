@@ -1,6 +1,6 @@
 """Check an exported graph against the module it came from, at sizes that are not the example's."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +15,10 @@ from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.errors import ExportError
 from emag_export.exporter.graph.examples import random_inputs
 from emag_export.exporter.graph.upcast import upcast_graph, upcast_spec
+from emag_export.quantisation import Scheme
 from emag_export.shapes import Sizes
 
-__all__ = ["TOLERANCES", "verify_graph"]
+__all__ = ["QUANTISED_TOLERANCES", "TOLERANCES", "verify_graph"]
 
 TOLERANCES = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 6e-2}
 """Largest error relative to the largest output. Float32: measured 3e-6 on models of ten blocks, and matrix
@@ -26,9 +27,17 @@ onnxruntime's CPU provider computes in float32 between casts where PyTorch round
 Bfloat16: a unit is 8e-3; measured 1.8e-2 against PyTorch, which rounds as often as in float16. Wrong axes or
 wrong crops show as errors of order one."""
 
+QUANTISED_TOLERANCES: Mapping[Scheme, float] = {Scheme.W8: 0.1, Scheme.FP8: 0.4, Scheme.INT8: 0.2}
+"""What a scheme may add to that."""
+
 
 def verify_graph(
-    module: nn.Module, spec: GraphSpec, graph: Path, sizes: Iterable[Sizes], precision: str
+    module: nn.Module,
+    spec: GraphSpec,
+    graph: Path,
+    sizes: Iterable[Sizes],
+    precision: str,
+    scheme: Scheme | None = None,
 ) -> None:
     """Run a graph and its module at these sizes, and compare every output.
 
@@ -41,6 +50,7 @@ def verify_graph(
         graph: The ONNX file.
         sizes: Sizes of the named dimensions, none of them the example's.
         precision: Of the graph; its tolerance is looked up.
+        scheme: Of its quantisation, which allows more.
 
     Raises:
         ExportError: If an output differs by more than the tolerance.
@@ -55,7 +65,8 @@ def verify_graph(
                 scale = expected.float().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
                 error = float((got[name].float() - expected.float()).abs().max() / scale)
                 # An average kept in float16 may be rounded to either of two neighbours, one unit apart.
-                allowed = TOLERANCES[precision] + torch.finfo(expected.dtype).eps
+                rounding = 0.0 if scheme is None else QUANTISED_TOLERANCES[scheme]
+                allowed = TOLERANCES[precision] + rounding + torch.finfo(expected.dtype).eps
                 if not error <= allowed:
                     raise ExportError(
                         f"{spec.name} differs from PyTorch: {name} by {error:.1e} of its largest value at "

@@ -1,0 +1,1 @@
+"""Quantise the linears of a denoiser's blocks, in the traced graph."""
