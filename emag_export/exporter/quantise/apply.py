@@ -16,9 +16,10 @@ from emag_export.errors import ExportError
 from emag_export.exporter.quantise.attention import quantise_attention
 from emag_export.exporter.quantise.differences import Differences
 from emag_export.exporter.quantise.fp8 import in_fp8
-from emag_export.exporter.quantise.insert import Inserter, constant, replace_output, weight
+from emag_export.exporter.quantise.insert import Inserter, replace_output, weight
 from emag_export.exporter.quantise.linears import Linear, behind_fork, linears_of
 from emag_export.exporter.quantise.rounding import FORMATS, Rounded
+from emag_export.exporter.quantise.tokens import Tokens
 from emag_export.quantisation import Quantisation, Scheme
 
 __all__ = ["HEADROOM", "quantise"]
@@ -39,6 +40,7 @@ class _Work:
     dtype: DataType
     """Of the graph's activations."""
     differences: Differences
+    tokens: Tokens
     ranges: Mapping[str, float]
 
     def range_of(self, name: str) -> float:
@@ -81,7 +83,13 @@ def quantise(
     work = _Work(
         graph=graph,
         dtype=latents.dtype,
-        differences=Differences(graph, branch_rows, behind_fork(model, branch_rows)),
+        differences=Differences(
+            graph,
+            branch_rows,
+            behind_fork(model, branch_rows),
+            as_product=quantisation.scheme == Scheme.INT8,
+        ),
+        tokens=Tokens(latents.dtype, _LEAST_RANGE),
         ranges=ranges,
     )
     rules: Mapping[Scheme, Callable[[_Work, Linear], None]] = {
@@ -125,7 +133,7 @@ def _fp8(work: _Work, linear: Linear) -> None:
     node.replace_input_with(1, _multiplied_out(work, linear, "fp8"))
     if differs:
         product = insert.like(node.outputs[0], node.op_type, *node.inputs)
-        replace_output(node, work.differences.put_back(product, data, insert))
+        replace_output(node, work.differences.put_back(product, product, insert))
 
 
 def _int8(work: _Work, linear: Linear) -> None:
@@ -134,31 +142,22 @@ def _int8(work: _Work, linear: Linear) -> None:
     So no range needs to be known before, and an image's numbers do not depend on its company: onnxruntime's
     own dynamic quantisation has one range for all rows of a call.
     """
-    node, graph = linear.node, work.graph
+    node, graph, tokens = linear.node, work.graph, work.tokens
     insert, data = Inserter(graph, node), _input(linear)
     differs = linear.per_token and work.differences.apply_to(data)
     taken = work.differences.taken(data, insert) if differs else data
-    stored = linear.weight
-    rounded = Rounded(
-        stored.const_value,
-        0 if linear.transposed else 1,
-        FORMATS["int8"],
-        work.dtype,
-        transpose=linear.transposed,
-    )
+    stored, form = linear.weight, FORMATS["int8"]
+    turned = linear.transposed
+    rounded = Rounded(stored.const_value, 0 if turned else 1, form, work.dtype, transpose=turned)
     name = f"{linear.name}.weight"
     scales = weight(graph, rounded.scales(f"{name}.scale"))
     numbers = weight(graph, rounded.numbers(f"{name}.int8"))
-    last = constant(graph, "last_axis", [-1], DataType.INT64)
-    largest = insert("ReduceMax", insert("Abs", taken), last, keepdims=1)
-    largest = insert("Max", largest, constant(graph, "least_range", _LEAST_RANGE, work.dtype))
-    step = constant(graph, "int8_step", 1 / FORMATS["int8"].largest, work.dtype)
-    middle = constant(graph, "uint8_middle", 128, DataType.UINT8)
-    tokens = insert("QuantizeLinear", insert("Div", taken, largest), step, middle)
-    product = insert("Cast", insert("MatMulInteger", tokens, numbers, middle), to=work.dtype)
-    result = insert("Mul", insert("Mul", product, scales), insert("Mul", largest, step))
+    result = tokens.multiplied(tokens.rounded(taken, insert), numbers, scales, insert)
+    output = node.outputs[0]
     if differs:
-        result = work.differences.put_back(result, data, insert)
+        result = work.differences.put_back(result, output, insert)
+    elif linear.per_token:
+        result = tokens.with_rows(result, data, rounded.outputs, insert)
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         result = insert("Add", result, node.inputs[2])
     replace_output(node, result)
