@@ -254,7 +254,8 @@ def _full_size_row(row: Mapping[str, Any]) -> list[str]:
             _gb(engine["memory"]["scratch"]),
         ]
     )
-    return [row["part"], row["precision"], *exported, *compiled]
+    scheme = f" + {row['scheme']}" if row.get("scheme") else ""
+    return [row["part"], f"{row['precision']}{scheme}", *exported, *compiled]
 
 
 def _serving() -> str:
