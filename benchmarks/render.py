@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import families, full_size, fusion, golden_errors, prompt_accuracy, targets
 from benchmarks.evidence.tables import evidence_tables
+from benchmarks.quantised import tables as quantised
 from benchmarks.results import FOLDER, load_results
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import soak
@@ -318,6 +319,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "bench-processor": lambda: _bench(of_processor=True),
     "prompt-accuracy": _accuracy,
     "full-size": _full_size,
+    "quantised": lambda: _table(*quantised.guidance()),
+    "quantised-speed": lambda: _table(*quantised.speed()),
+    "quantised-engines": lambda: _table(*quantised.engines()),
     "fusion": _fusion,
     "serving": _serving,
     "soak": _soak,

@@ -51,6 +51,7 @@ EXPORTING_FIXTURES = {
     "small_pipeline",
     "exported",
     "qwen_image_bundle",
+    "fp8_bundle",
     "flux_bundle",
     "float16_denoiser",
 }
@@ -67,7 +68,8 @@ EXPORTING_FILES = {
         "test_streamed_export",
         "test_z_image",
     ),
-    *("test_gpu_dry", "test_gpu_script", "test_half", "test_random_model", "test_single_file", "test_source"),
+    *("test_gpu_dry", "test_gpu_script", "test_half", "test_quantise", "test_quantised_bundle"),
+    *("test_random_model", "test_single_file", "test_source"),
     *("test_state_precision", "test_tensorrt_build", "test_tiny_sd3", "test_timing_cache", "test_wheel"),
 }
 """Files whose tests export graphs, compile engines or make environments of their own."""

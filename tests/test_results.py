@@ -12,6 +12,7 @@ import pytest
 from benchmarks import families, full_size, fusion, golden_errors, prompt_accuracy, render, targets
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence.suites import SUITES
+from benchmarks.quantised import __main__ as quantised
 from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import soak
@@ -32,6 +33,7 @@ AXES: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "bench": targets.axes,
     "families": families.axes,
+    "quantised": quantised.axes,
     "serving": serving.axes,
     "soak.json": soak.axes,
 }
