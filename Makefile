@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test rehearsal serving soak gpu gpu-dry full-size lint typecheck format bench bench-serving tables
-.PHONY: eval accuracy clean distclean
+.PHONY: eval quantised accuracy clean distclean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ tables: $(STAMP)  ## Write the tables of README and docs from the results
 
 eval: $(STAMP)  ## What every guidance does to the pictures of the embedded models (40 minutes)
 	$(BIN)/python -m benchmarks.evidence
+
+quantised: $(STAMP)  ## What quantisation does to guidance and pictures, and what it saves (a quarter of an hour)
+	$(BIN)/python -m benchmarks.quantised
+	$(BIN)/python -m benchmarks.quantised.tables
 
 accuracy: $(STAMP)  ## Measure how well guided pictures follow their prompts
 	$(BIN)/python -m benchmarks.prompt_accuracy

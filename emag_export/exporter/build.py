@@ -139,7 +139,7 @@ def _ranges(
     plan: BuildPlan, staging: Staging, progress: Progress, calibrate: Calibrate | None
 ) -> Mapping[str, float]:
     """Measured now, or by an earlier, interrupted run; empty for schemes that have none."""
-    if plan.quantisation is None or plan.quantisation.calibration is None or DENOISER not in plan.components:
+    if plan.quantisation is None or plan.quantisation.calibration is None:
         return {}
     assert calibrate is not None, "who builds with a calibrated scheme brings the calibration along"
     folder, file = RANGES.split("/")
