@@ -113,11 +113,16 @@ def _round_weight(work: _Work, linear: Linear) -> None:
 def _multiplied_out(work: _Work, linear: Linear, form: str) -> onnx_ir.Value:
     stored = linear.weight
     rounded = Rounded(stored.const_value, 0 if linear.transposed else 1, FORMATS[form], work.dtype)
-    name = f"{linear.name}.weight"
-    scales = weight(work.graph, rounded.scales(f"{name}.scale"))
-    numbers = weight(work.graph, rounded.numbers(f"{name}.{form}"))
+    numbers, scales = _stored(work, linear, rounded, form)
     insert = Inserter(work.graph, linear.node)
     return insert.like(stored, "DequantizeLinear", numbers, scales, axis=rounded.axis)
+
+
+def _stored(work: _Work, linear: Linear, rounded: Rounded, form: str) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+    """Numbers and scales, written in this order: rounding finds the scales, so a weight is read once."""
+    name = f"{linear.name}.weight"
+    numbers = weight(work.graph, rounded.numbers(f"{name}.{form}"))
+    return numbers, weight(work.graph, rounded.scales(f"{name}.scale"))
 
 
 def _fp8(work: _Work, linear: Linear) -> None:
@@ -149,9 +154,7 @@ def _int8(work: _Work, linear: Linear) -> None:
     stored, form = linear.weight, FORMATS["int8"]
     turned = linear.transposed
     rounded = Rounded(stored.const_value, 0 if turned else 1, form, work.dtype, transpose=turned)
-    name = f"{linear.name}.weight"
-    scales = weight(graph, rounded.scales(f"{name}.scale"))
-    numbers = weight(graph, rounded.numbers(f"{name}.int8"))
+    numbers, scales = _stored(work, linear, rounded, "int8")
     result = tokens.multiplied(tokens.rounded(taken, insert), numbers, scales, insert)
     output = node.outputs[0]
     if differs:
