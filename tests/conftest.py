@@ -80,6 +80,7 @@ DEAREST = (
     "test_tensorrt_build",
     "test_golden",
     "test_golden_families",
+    "test_quantise",
     "test_cli",
     "test_bfloat16",
     "test_streamed_export",
