@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks import full_size
 from benchmarks.quantised.__main__ import RESULTS
@@ -69,7 +70,7 @@ def speed() -> Table:
         rows.append([f"step, {first['image_tokens']} image tokens, {threads}", *ratios])
     own = ({case: one["memory"][case]["host"]["own"] for case in ("int8", "float32")} for one in found)
     memory = (f"**{one['int8'] / one['float32']:.2f}**" for one in own)
-    return ["`int8` ÷ float32", *machines], [*rows, ["memory of a session", *memory]]
+    return ["`int8` ÷ float32", *machines], [*rows, ["memory of a session and a call", *memory]]
 
 
 def engines() -> Table:
@@ -110,6 +111,7 @@ def draw() -> Figure:
             ax.plot(list(map(int, points)), list(points.values()), ".-", label=case["case"])
     ax.axhline(1, color="#d62728", linewidth=1, linestyle="--", label="as large as c - p itself")
     ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("step")
     ax.set_ylabel("error of c - p, of its norm")
     ax.legend(ncols=3, fontsize="small")
