@@ -1,5 +1,6 @@
 """Quantisation in plain PyTorch, written for tests: what the graphs are held against."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,7 +62,7 @@ class Fake(nn.Module):
         if self.scheme == Scheme.W8 or (self.scheme == Scheme.FP8 and vector):
             return x
         if self.scheme == Scheme.FP8:
-            return fp8(x, HEADROOM * self.largest / 448)
+            return fp8(x, 2.0 ** round(math.log2(HEADROOM * self.largest / 448)))
         return int8(x, x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-6) / 127)
 
 
