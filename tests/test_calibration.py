@@ -123,6 +123,12 @@ def test_options_that_say_nothing_are_refused(options: dict[str, Any], said: str
         BuildOptions(**options)
 
 
+def test_a_size_that_the_model_does_not_draw(small_pipeline: Path) -> None:
+    options = BuildOptions(quantize=Scheme.FP8, emag_candidates=(1,), calibration_size=100)
+    with pytest.raises(InputError, match=r"`calibration_size` is 100: .*multiple"):
+        identify(str(small_pipeline), options)
+
+
 def test_prompts_that_cannot_be_read(small_pipeline: Path, tmp_path: Path) -> None:
     options = BuildOptions(quantize=Scheme.FP8, emag_candidates=(1,))
     for content, said in (

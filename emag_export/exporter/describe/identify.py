@@ -14,6 +14,7 @@ from emag_export.contract import DenoiserContract
 from emag_export.errors import EmagError, InputError
 from emag_export.exporter.describe.components import check_text_length, choose_components
 from emag_export.exporter.describe.quantised import (
+    check_calibration,
     default_precision,
     quantisation_of,
     quantisation_recipe,
@@ -109,6 +110,7 @@ def identify(model: str, options: BuildOptions, progress: Progress = silent) -> 
         recipe.append(shared_files(encoders, shared))
     quantisation = quantisation_of(options, contract, defaults, labels)
     if quantisation is not None:
+        check_calibration(quantisation, contract, geometry)
         recipe += [QUANTISED, quantisation_recipe(quantisation)]
     return BuildPlan(
         source=source,

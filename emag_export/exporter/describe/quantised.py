@@ -11,8 +11,9 @@ from emag_export.labels import ClassLabels
 from emag_export.models import SamplingDefaults
 from emag_export.options import BuildOptions
 from emag_export.quantisation import SCHEMES, Calibration, Quantisation, Scheme
+from emag_export.sizes import Geometry, picture_sizes
 
-__all__ = ["default_precision", "quantisation_of", "quantisation_recipe"]
+__all__ = ["check_calibration", "default_precision", "quantisation_of", "quantisation_recipe"]
 
 _STEPS = 8
 """A range over 8 steps is that over 28 within a few percent, and headroom is twice."""
@@ -66,6 +67,21 @@ def quantisation_of(
             file=None if file is None else str(file),
         ),
     )
+
+
+def check_calibration(quantisation: Quantisation, contract: DenoiserContract, geometry: Geometry) -> None:
+    """Refuse pictures that the model does not draw, before anything is measured.
+
+    Raises:
+        InputError: With what it draws.
+    """
+    calibration = quantisation.calibration
+    if calibration is None:
+        return
+    try:
+        picture_sizes(contract, geometry, height=calibration.pixels, width=calibration.pixels)
+    except InputError as error:
+        raise InputError(f"`calibration_size` is {calibration.pixels}: {error.message}") from error
 
 
 def quantisation_recipe(quantisation: Quantisation) -> dict[str, Any]:
