@@ -6,39 +6,32 @@ random weights. Sizes of engines are measured by ``python -m benchmarks.full_siz
 """
 
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from statistics import median
 from types import MappingProxyType
 from typing import Any
 
 import click
 import numpy as np
-import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from benchmarks.results import FOLDER, processor_slug, write_results
+from benchmarks.quantised.speed import SIDES, THREADS, measure_memory, measure_speed
+from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
 from emag_export.api import BuildKeywords, build_options
-from emag_export.bench.memory import measure_peak
 from emag_export.bench.report import describe_machine
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.calibration.measure import measure_ranges
 from emag_export.engines.config import EngineConfig
-from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions
 from emag_export.engines.registry import open_backend
 from emag_export.exporter.build import build
-from emag_export.exporter.graph.examples import random_inputs
 from emag_export.reference.check_bundle import check_bundle
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest, default_request
 from emag_export.tiny_sd3.captions import caption
 from emag_export.tiny_sd3.evaluate import evaluation_scenes
 
-__all__ = ["CASES", "RESULTS", "SIDES", "THREADS", "axes", "main"]
+__all__ = ["CASES", "RESULTS", "SPEED", "axes", "main"]
 
 RESULTS = FOLDER / "quantised"
 
@@ -53,10 +46,9 @@ CASES: Mapping[str, BuildKeywords] = MappingProxyType(
 )
 """What is shown, to how it is built."""
 
-SIDES = (16, 32)
-"""Image tokens along a side."""
-THREADS = (1, 2)
-_MODEL, _TEXT, _ROUNDS, _BATCH = "sd3-narrow", 333, 15, 10
+SPEED = "speed"
+"""What int8 saves, beside the cases."""
+_MODEL, _BATCH = "sd3-narrow", 10
 
 
 def axes() -> dict[str, Any]:
@@ -65,39 +57,43 @@ def axes() -> dict[str, Any]:
 
 
 @click.command()
+@click.argument("cases", nargs=-1, type=click.Choice([*CASES, SPEED]))
 @click.option("--prompts", default=50, show_default=True, help="Pictures; a third of them step by step.")
 @click.option("--bundles", type=click.Path(path_type=Path), default=Path("out/quantised"), show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(prompts: int, bundles: Path, output: Path) -> None:
-    """Build what is missing, measure, and write the results file of this processor."""
+def main(cases: tuple[str, ...], prompts: int, bundles: Path, output: Path) -> None:
+    """Measure CASES, or everything, and write each into the results file of this processor when it is done."""
+    path = output / f"{processor_slug(describe_machine())}.json"
+    known = load_results(path) if path.is_file() else {"cases": []}
+    found: dict[str, Any] = {key: known[key] for key in known if key in ("cases", "emag_beside_cfg", "int8")}
+
+    def keep(**more: Any) -> None:
+        found.update(more)
+        write_results(path, command="python -m benchmarks.quantised", axes=axes(), **found)
+
+    asked = cases or (*CASES, SPEED)
+    if SPEED in asked:
+        narrow = {
+            name: _built(_MODEL, bundles / f"{_MODEL}-{name}", components=(DENOISER,), weights_seed=0, **how)
+            for name, how in (("float32", {}), ("int8", {"quantize": "int8"}))
+        }
+        keep(
+            int8={"commit": commit(), "speed": list(measure_speed(narrow)), "memory": measure_memory(narrow)}
+        )
+    if asked == (SPEED,):
+        return
     truth = _built("tiny-sd3", bundles / "tiny-sd3-float32")
     requests = _requests(truth, prompts)
     wanted = {name: _pictures(truth, requests, name) for name in ("emag", "cfg")}
-    cases = []
-    for case, options in CASES.items():
-        bundle = _built(
-            "tiny-sd3", bundles / f"tiny-sd3-{case.replace(' ', '')}", encoders=truth.path, **options
-        )
-        cases.append({"case": case, **_steps(bundle, requests[: prompts // 3])})
-        cases[-1] |= _compared(_pictures(bundle, requests, "emag"), wanted["emag"])
-        click.echo(cases[-1])
-    alone = _compared(wanted["emag"], wanted["cfg"])
-    narrow = {
-        name: _built(_MODEL, bundles / f"{_MODEL}-{name}", components=(DENOISER,), weights_seed=0, **options)
-        for name, options in (("float32", {}), ("int8", {"quantize": "int8"}))
-    }
-    name = processor_slug(describe_machine())
-    write_results(
-        output / f"{name}.json",
-        command="python -m benchmarks.quantised",
-        axes=axes(),
-        cases=cases,
-        emag_beside_cfg=alone,
-        speed=list(_speed(narrow)),
-        memory={
-            case: asdict(measure_peak(partial(_session, bundle.path))) for case, bundle in narrow.items()
-        },
-    )
+    keep(emag_beside_cfg=_compared(wanted["emag"], wanted["cfg"]))
+    for case in (case for case in CASES if case in asked):
+        folder = bundles / f"tiny-sd3-{case.replace(' ', '')}"
+        bundle = _built("tiny-sd3", folder, encoders=truth.path, **CASES[case])
+        row = {"case": case, "commit": commit(), **_steps(bundle, requests[: prompts // 3])}
+        row |= _compared(_pictures(bundle, requests, "emag"), wanted["emag"])
+        rows = {**{other["case"]: other for other in found["cases"]}, case: row}
+        keep(cases=[rows[name] for name in CASES if name in rows])
+        click.echo(f"{case}: error of c - p {row['direction']['error']:.3f}")
 
 
 def _built(model: str, folder: Path, **options: Any) -> Bundle:
@@ -142,47 +138,6 @@ def _compared(got: list[Any], wanted: list[Any]) -> dict[str, Any]:
     psnr = [float(peak_signal_noise_ratio(*pair, data_range=255)) for pair in zip(wanted, got, strict=True)]
     tenth, half = np.quantile(psnr, (0.1, 0.5))
     return {"psnr": {"median": float(half), "lowest_tenth": float(tenth)}, "pictures": len(psnr)}
-
-
-@contextmanager
-def _session(path: Path) -> Iterator[torch.device]:
-    """One call, so that weights are packed; open within the ``with``."""
-    bundle = Bundle(path)
-    with _engine(bundle, threads=1) as engine:
-        engine.run(random_inputs(bundle.contract.graph, _sizes(SIDES[0])))
-        yield torch.device("cpu")
-
-
-def _engine(bundle: Bundle, *, threads: int) -> OnnxRuntimeEngine:
-    with bundle.loading(DENOISER, "onnxruntime") as graph:
-        return OnnxRuntimeEngine(graph, bundle.contract.graph, OrtOptions(threads=threads))
-
-
-def _sizes(side: int) -> dict[str, int]:
-    return {"trunk_rows": 2, "rows": 3, "tracked": 1, "text": _TEXT, "h": side, "w": side}
-
-
-def _speed(bundles: Mapping[str, Bundle]) -> Iterator[dict[str, Any]]:
-    """A guided step of one image: both graphs in turn, ratios of medians."""
-    for threads in THREADS:
-        with ExitStack() as stack:
-            engines = {
-                name: stack.enter_context(_engine(bundle, threads=threads))
-                for name, bundle in bundles.items()
-            }
-            for side in SIDES:
-                spec = bundles["int8"].contract.graph
-                feeds = {**random_inputs(spec, _sizes(side)), "branch_rows": torch.tensor([0, 1, 1])}
-                seconds: dict[str, list[float]] = {name: [] for name in engines}
-                for number in range(_ROUNDS + 1):
-                    for name, engine in engines.items():
-                        began = time.perf_counter()
-                        engine.run(feeds)
-                        if number:  # the first call packs weights
-                            seconds[name].append(time.perf_counter() - began)
-                medians = {name: median(found) for name, found in seconds.items()}
-                ratio = medians["int8"] / medians["float32"]
-                yield {"threads": threads, "image_tokens": side**2, "seconds": medians, "ratio": ratio}
 
 
 if __name__ == "__main__":

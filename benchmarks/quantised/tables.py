@@ -64,13 +64,17 @@ def speed() -> Table:
     found = _found()
     machines = [f"{one['machine']['processor']}, {one['machine']['cores']} cores" for one in found]
     rows = []
-    for index, first in enumerate(found[0]["speed"]):
+    for index, first in enumerate(found[0]["int8"]["speed"]):
         threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
-        ratios = (f"**{one['speed'][index]['ratio']:.2f}**" for one in found)
+        ratios = (f"**{one['int8']['speed'][index]['ratio']:.2f}**" for one in found)
         rows.append([f"step, {first['image_tokens']} image tokens, {threads}", *ratios])
-    own = ({case: one["memory"][case]["host"]["own"] for case in ("int8", "float32")} for one in found)
-    memory = (f"**{one['int8'] / one['float32']:.2f}**" for one in own)
-    return ["`int8` ÷ float32", *machines], [*rows, ["memory of a session and a call", *memory]]
+    for what in ("session", "session and call"):
+        own = [
+            {case: memory[case][what]["host"]["own"] for case in ("int8", "float32")}
+            for memory in (one["int8"]["memory"] for one in found)
+        ]
+        rows.append([f"memory, {what}", *(f"**{one['int8'] / one['float32']:.2f}**" for one in own)])
+    return ["`int8` ÷ float32", *machines], rows
 
 
 def engines() -> Table:
