@@ -62,7 +62,7 @@ def axes() -> dict[str, Any]:
 @click.option("--bundles", type=click.Path(path_type=Path), default=Path("out/quantised"), show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(cases: tuple[str, ...], prompts: int, bundles: Path, output: Path) -> None:
-    """Measure CASES, or everything, and write each into the results file of this processor when it is done."""
+    """Measure CASES, or everything; each goes into the results file of this processor when it is done."""
     path = output / f"{processor_slug(describe_machine())}.json"
     known = load_results(path) if path.is_file() else {"cases": []}
     found: dict[str, Any] = {key: known[key] for key in known if key in ("cases", "emag_beside_cfg", "int8")}

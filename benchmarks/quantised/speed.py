@@ -1,5 +1,6 @@
-"""What int8 saves on a CPU: seconds of a guided step of one image, and memory. In a module of its own, so that a
-process that is watched can import what it shall run.
+"""What int8 saves on a CPU: seconds of a guided step of one image, and memory.
+
+In a module of its own, so that a process that is watched can import what it shall run.
 """
 
 import time
