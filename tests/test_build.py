@@ -39,14 +39,14 @@ def test_interrupted_build_resumes_by_component(
     """Killed in the VAE, the next run exports the VAE only; nothing at the target until then."""
     real, out, exported = export_component, tmp_path / "b", []
 
-    def dies(plan: BuildPlan, name: str, folder: Path, progress: Progress) -> None:
+    def dies(plan: BuildPlan, name: str, folder: Path, progress: Progress, *rest: Any) -> None:
         if name == "vae_decoder":
             raise KeyboardInterrupt
         exported.append(name)
         if name == "transformer":
             (folder / "model.onnx").write_bytes(b"stands for an hour of work")
         else:
-            real(plan, name, folder, progress)
+            real(plan, name, folder, progress, *rest)
 
     monkeypatch.setattr(EXPORT, dies)
     options = BuildOptions(emag_candidates=(1,))
