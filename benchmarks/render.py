@@ -320,6 +320,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "prompt-accuracy": _accuracy,
     "full-size": _full_size,
     "quantised": lambda: _table(*quantised.guidance()),
+    "quantised-limits": lambda: _table(*quantised.limits()),
     "quantised-speed": lambda: _table(*quantised.speed()),
     "quantised-engines": lambda: _table(*quantised.engines()),
     "fusion": _fusion,

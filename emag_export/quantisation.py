@@ -37,9 +37,6 @@ class SchemeFacts:
     """Oldest compute capability of a GPU that multiplies such numbers; None: any."""
     calibrated: bool = False
     """Whether the ranges of activations are measured when it is built."""
-    rounds_activations: bool = False
-    """Then rows behind the fork go through linears as differences; see ``exporter/quantise/differences.py``.
-    """
     summary: str
 
 
@@ -58,13 +55,11 @@ SCHEMES: Mapping[Scheme, SchemeFacts] = MappingProxyType(
             backends=_GPU,
             capability=(8, 9),
             calibrated=True,
-            rounds_activations=True,
             summary="FP8 (e4m3) weights and activations, int8 weights of the modulation",
         ),
         Scheme.INT8: SchemeFacts(
             precisions=("float32",),
             backends=("onnxruntime",),
-            rounds_activations=True,
             summary="int8 weights and activations, for CPUs",
         ),
     }

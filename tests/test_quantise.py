@@ -146,6 +146,7 @@ def test_rows_that_continue_others_go_as_differences(traced: Traced, scheme: Sch
         _distance(direction(_rounding(traced, scheme, ranges, differences=differences)), wanted)
         for differences in (True, False)
     )
+    # 0.54 at most was measured: c itself loses much in untrained models, which changes the direction, too.
     assert kept < 0.6 * lost
 
 

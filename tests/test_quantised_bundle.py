@@ -67,7 +67,7 @@ def test_inspect_shows_scheme_and_ranges(fp8_bundle: Path) -> None:
     assert shown.exit_code == 0, shown.output
     said = " ".join(shown.output.split())
     assert "float16 + fp8" in said
-    assert "ranges over 8 built-in prompts, 2 steps, 128 pixels" in said
+    assert "ranges over 8 built-in prompts, 2 steps, 64 pixels" in said
     found = json.loads(run("inspect", fp8_bundle, "--json").output)
     assert found["quantisation"]["scheme"] == "fp8"
     assert found["ranges"] == dict(Bundle(fp8_bundle).ranges())

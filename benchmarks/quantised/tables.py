@@ -14,8 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from benchmarks import full_size
 from benchmarks.quantised.__main__ import RESULTS
 from benchmarks.results import load_results
+from emag_export.quantisation import Scheme
+from emag_export.reference.thresholds import THRESHOLDS
 
-__all__ = ["draw", "engines", "guidance", "main", "speed"]
+__all__ = ["draw", "engines", "guidance", "limits", "main", "speed"]
 
 Table = tuple[list[str], list[list[str]]]
 """Headers and rows."""
@@ -57,6 +59,19 @@ def _case(case: Mapping[str, Any]) -> list[str]:
 
 def _psnr(found: Mapping[str, Any]) -> str:
     return f"{found['psnr']['median']:.1f} ({found['psnr']['lowest_tenth']:.1f})"
+
+
+def limits() -> Table:
+    """What ``compare`` allows."""
+    allowed = {scheme: THRESHOLDS[scheme].direction for scheme in Scheme}
+    found = [limit for limit in allowed.values() if limit is not None]
+    rows = [
+        ["error of c, of its norm", *(f"≤ {limit.cond:g}" for limit in found)],
+        ["error of c - p, of its norm", *(f"≤ {limit.error:g}" for limit in found)],
+        ["projection on c - p", *("{:g}–{:g}".format(*limit.projection) for limit in found)],
+        ["block choices that agree", *(f"≥ {100 * limit.choices:g} %" for limit in found)],
+    ]
+    return ["", *(f"`{scheme}`" for scheme in allowed)], rows
 
 
 def speed() -> Table:

@@ -22,14 +22,8 @@ def stand_in(plan: BuildPlan, folder: Path) -> Bundle:
         plan: Of the bundle.
         folder: Where to; what is there is replaced.
     """
-    source, family, contract = plan.source, plan.source.family, plan.contract
-    wide = family.contract(
-        source.config(DENOISER),
-        variant=contract.variant,
-        blocks=contract.blocks,
-        renorm=contract.renorm,
-        state_dtype=contract.state_dtype,
-    )
+    source, family = plan.source, plan.source.family
+    wide = family.contract_in(plan.contract, source.config(DENOISER), "float32")
     # Random text encoders say nothing that random numbers do not.
     encoders = [
         name

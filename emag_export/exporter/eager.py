@@ -19,7 +19,6 @@ from emag_export.manifest import Provenance
 
 __all__ = [
     "ModuleEngine",
-    "contract_in",
     "open_denoiser",
     "open_eager",
     "open_torch",
@@ -98,21 +97,6 @@ def open_denoiser(
     """
     module = fork(load_recorded(source, contract.precision, provenance), contract)
     return engine(module.to(device), contract.graph, device)
-
-
-def contract_in(bundle: Bundle, precision: str) -> DenoiserContract:
-    """The contract of the same denoiser in another precision."""
-    contract = bundle.contract
-    if precision == contract.precision:
-        return contract
-    return bundle.family.contract(
-        bundle.config(DENOISER),
-        variant=contract.variant,
-        blocks=contract.blocks,
-        renorm=contract.renorm,
-        precision=precision,
-        state_dtype=contract.state_dtype,
-    )
 
 
 def open_torch(config: EngineConfig, bundle: Bundle) -> Callable[[Bundle, str], EagerEngine]:

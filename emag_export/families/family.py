@@ -203,6 +203,23 @@ class Family:
         """Components without which there is no picture of a prompt, the denoiser first."""
         return ("transformer", *(part.name for part in self.components if part.optional is None))
 
+    def contract_in(self, contract: DenoiserContract, config: Config, precision: str) -> DenoiserContract:
+        """The contract of the same denoiser in another precision.
+
+        Args:
+            contract: Of the denoiser.
+            config: Of the transformer.
+            precision: Of the weights, a dtype.
+        """
+        return self.contract(
+            config,
+            variant=contract.variant,
+            blocks=contract.blocks,
+            renorm=contract.renorm,
+            precision=precision,
+            state_dtype=contract.state_dtype,
+        )
+
     def contract(
         self,
         config: Config,

@@ -13,7 +13,7 @@ import torch
 
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.engines.registry import EngineOpener
-from emag_export.exporter.eager import contract_in, open_denoiser, source_of
+from emag_export.exporter.eager import open_denoiser, source_of
 from emag_export.exporter.source.load import load_recorded
 from emag_export.families.source_model import SourceModel
 from emag_export.progress import Event, Progress, silent
@@ -104,7 +104,9 @@ def _reference(
         noise=prepared.noise,
     )
     for precision in floors:
-        contract = contract_in(bundle, precision)
+        contract = bundle.contract
+        if precision != contract.precision:
+            contract = bundle.family.contract_in(contract, bundle.config(DENOISER), precision)
         plan = replace(prepared.plan, contract=contract)
         open_floor = partial(open_denoiser, source, bundle.provenance, contract)
         steps = with_floor(steps, plan, open_floor, judges=bundle.quantisation is None)

@@ -107,6 +107,10 @@ the roundings of many elements average out behind it. Measured for four variants
 8 and 28 steps: velocities differ by at most 3e-4, and only those that use an average; Delta by 2e-4 of its
 own, so that a tie is wider than twice that; every choice agreed. Free runs, in which what is lost stays lost,
 ended up to 9e-3 away. Weights in half precision round more than averages do, and have their own row.
+
+w8, fp8 and int8 are judged by what is left of c - p, measured for tiny-sd3 in
+``benchmarks/results/quantised``, with room for other prompts. Their limits of single velocities and averages
+are wide, and only find graphs that compute something else.
 """
 
 

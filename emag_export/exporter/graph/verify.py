@@ -28,7 +28,8 @@ Bfloat16: a unit is 8e-3; measured 1.8e-2 against PyTorch, which rounds as often
 wrong crops show as errors of order one."""
 
 QUANTISED_TOLERANCES: Mapping[Scheme, float] = {Scheme.W8: 0.1, Scheme.FP8: 0.4, Scheme.INT8: 0.2}
-"""What a scheme may add to that."""
+"""What a scheme may add to that. Wide: the largest of many random numbers counts, and untrained models round
+worse than trained ones: this finds wrong axes, which show as errors of order one; ``compare`` judges."""
 
 
 def verify_graph(

@@ -1,9 +1,8 @@
 """Apply a scheme of quantisation to the traced graph of a denoiser.
 
 Rounded are the linears of the blocks, modulation included. What stays in the graph's precision: embedders of
-patches, text and time, and ``norm_out`` and ``proj_out`` behind the last block (the latter alone, rounded,
-loses more of c - p than all the others); attention, unless it is asked for; norms, residual sums, and
-everything about averages.
+patches, text and time, and ``norm_out`` and ``proj_out`` behind the last block, whose rounding no later layer
+evens out; attention, unless it is asked for; norms, residual sums, and everything about averages.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,8 +24,8 @@ from emag_export.quantisation import Quantisation, Scheme
 __all__ = ["HEADROOM", "quantise"]
 
 HEADROOM = 2.0
-"""What a measured range is multiplied with. FP8 loses nothing by a range that is too large (1.5 and 4
-times: the same error), and much by one that is too small (0.7 times: 40 % more)."""
+"""What a measured range is multiplied with: other prompts may exceed it. A float keeps its relative precision
+when its range is too large, and is cut when it is too small."""
 
 _LEAST_RANGE = 1e-4
 """Of a tensor that was zero in every call of the calibration; float16 holds the scale."""

@@ -15,8 +15,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the tracer writes down which modules a node comes from, the outermost first, then the operator."""
 
 _IN_BLOCK = re.compile(r"\w+\.\d+\.(?!.*\bemb\.)")
-"""A name in a list of blocks. Left out are embedders of time that some blocks have of their own: their inputs
-range over 19 times as much from step to step as those of other linears."""
+"""A name in a list of blocks. Left out are embedders of time that some blocks have of their own, as embedders
+elsewhere are."""
 
 
 @dataclass(frozen=True, kw_only=True)
