@@ -28,7 +28,7 @@ __all__ = ["DOCUMENTS", "TABLES", "render"]
 
 _MARKED = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end of table -->", re.DOTALL)
 
-DOCUMENTS = (Path("README.md"), *sorted(Path("docs").glob("*.md")))
+DOCUMENTS = (Path("README.md"), *sorted(Path("docs").rglob("*.md")))
 
 
 def render(text: str) -> str:

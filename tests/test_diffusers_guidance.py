@@ -282,7 +282,7 @@ def test_a_guider_is_kept_in_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["examples/diffusers_guider.py", "docs/diffusers.md"])
+@pytest.mark.parametrize("source", ["examples/diffusers_guider.py", "docs/guides/diffusers.md"])
 def test_what_is_shown_runs(source: str, tmp_path: Path) -> None:
     """The plain pipeline and the modular one draw the same ring."""
     text = (ROOT / source).read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What other programs do with a bundle: each claim of the README and of docs/interoperability.md."""
+"""What other programs do with a bundle: each claim of the README and of docs/guides/interoperability.md."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from emag_export.engines.protocol import TORCH_DTYPES
 from emag_export.exporter.graph.examples import DENOISER_EXAMPLE_SIZES, random_inputs
 from emag_export.shapes import Sizes
 
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "interoperability.md").read_text("utf-8")
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "guides" / "interoperability.md").read_text("utf-8")
 COMPONENTS = ["transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae_decoder"]
 
 

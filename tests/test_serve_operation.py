@@ -123,5 +123,5 @@ def test_two_bundles_of_one_name_are_refused(tiny_bundle: Path, tmp_path: Path) 
 
 
 def test_every_figure_is_explained() -> None:
-    guide = (Path(__file__).parent.parent / "docs" / "serving.md").read_text("utf-8")
+    guide = (Path(__file__).parent.parent / "docs" / "guides" / "serving.md").read_text("utf-8")
     assert dict(re.findall(r"^\| `(emag_\w+)` \| (\w+) \|", guide, re.MULTILINE)) == METRICS

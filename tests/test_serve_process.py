@@ -164,7 +164,7 @@ def test_a_server_that_cannot_listen_says_why(tiny_bundle: Path, server: Running
 def test_the_commands_of_the_documents_run(server: Running, tmp_path: Path) -> None:
     """The curl of the README and the guide, and the example with the official client."""
     root = Path(__file__).parent.parent
-    for name in ("README.md", "docs/serving.md"):
+    for name in ("README.md", "docs/guides/serving.md"):
         text = (root / name).read_text("utf-8")
         (command,) = re.findall(r"^\$ (curl .*?> (?:\S+\.png))$", text, re.DOTALL | re.MULTILINE)
         here = command.replace("http://127.0.0.1:8000", server.url).replace(

@@ -1,4 +1,4 @@
-"""The tables of ``docs/evidence.md`` and the README, from the results of the suites."""
+"""The tables of ``docs/results/evidence.md`` and the README, from the results of the suites."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """onnxruntime's CUDA provider without a GPU: where nodes run, and whether CUDA graphs hold them.
 
 ``python -m benchmarks.gpu_dry`` exports the graphs, compiles stub CUDA libraries and runs onnxruntime-gpu
-over them. Nothing is computed. See docs/gpu-dry.md.
+over them. Nothing is computed. See docs/results/gpu-dry.md.
 """
 
 import argparse

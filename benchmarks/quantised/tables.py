@@ -1,4 +1,4 @@
-"""The tables and the figure of ``docs/quantisation.md``, from the results.
+"""The tables and the figure of ``docs/guides/quantisation.md``, from the results.
 
 ``python -m benchmarks.quantised.tables`` draws the figure anew.
 """

@@ -16,7 +16,7 @@ from emag_export.runtime.keywords import SAMPLING_KEYWORDS, SamplingKeywords
 __all__ = ["METHODS", "Method", "method_named", "methods_named"]
 
 _INTERVAL = (0.2, 0.8)
-"""The middle of a run, as in the table of docs/guidance.md."""
+"""The middle of a run, as in the table of docs/concepts/guidance.md."""
 _RESCALE = 0.7
 """phi of arXiv:2305.08891, section 3.4."""
 _FIXED = ("guidance", "guidance_scale", "emag_scale", "steps", "height", "width", "seed", "negative_prompt")

@@ -85,7 +85,7 @@ checkout of the repository.
 Where EMAG for DiT is not the code released with its paper (arXiv:2512.17303): the block is chosen by the
 previous step's statistic and not by the same step's; the average follows the conditional row alone, not the
 unconditional one after it; all latent channels are guided, not three of them (`--guided-channels 3` does
-that). `docs/dit.md` in the repository says why.
+that). `docs/families/dit.md` in the repository says why.
 
 ## Limits
 
