@@ -7,6 +7,7 @@ family, cross attention comes after.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -50,6 +51,19 @@ class _Watch(TorchFunctionMode):
             )
         return handler(given["query"], given["key"], given["value"], given.get("attn_mask"))
 
+    def begin(self, handler: Handler, module: nn.Module, inputs: Any) -> None:
+        """Before a block: its attention is the next."""
+        self.handler = handler
+
+    def end(self, index: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Behind a block: its attention must have been seen."""
+        if self.handler is not None:
+            self.handler = None
+            raise ModelError(
+                f"block {index} ran without torch's scaled_dot_product_attention, which the reference "
+                "watches; set the model's attention backend to native, and remove attention processors"
+            )
+
 
 @contextmanager
 def watched(blocks: Sequence[nn.Module], handlers: Mapping[int, Handler]) -> Iterator[None]:
@@ -64,29 +78,10 @@ def watched(blocks: Sequence[nn.Module], handlers: Mapping[int, Handler]) -> Ite
         set.
     """
     watch = _Watch()
-
-    def before(handler: Handler) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            watch.handler = handler
-
-        return hook
-
-    def after(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if watch.handler is not None:
-                watch.handler = None
-                raise ModelError(
-                    f"block {index} ran without torch's scaled_dot_product_attention, which the reference "
-                    "watches; "
-                    "set the model's attention backend to native, and remove attention processors"
-                )
-
-        return hook
-
     with ExitStack() as stack:
         for index, handler in handlers.items():
-            stack.callback(blocks[index].register_forward_pre_hook(before(handler)).remove)
-            stack.callback(blocks[index].register_forward_hook(after(index)).remove)
+            stack.callback(blocks[index].register_forward_pre_hook(partial(watch.begin, handler)).remove)
+            stack.callback(blocks[index].register_forward_hook(partial(watch.end, index)).remove)
         stack.enter_context(watch)
         yield
 
@@ -103,21 +98,26 @@ def passed(
         streams: Parameters of a block's ``forward`` whose new values it returns, in the order in which it
             returns them; where it returns None, that stream ends.
     """
-
-    def hook(handler: Passed) -> Callable[..., Any]:
-        def changed(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-            given = signature(module.forward).bind(*args, **kwargs).arguments
-            after = output if isinstance(output, tuple) else (output,)
-            going_on = tuple(
-                None if stream is None else handler(given[name], stream)
-                for name, stream in zip(streams, after, strict=True)
-            )
-            return going_on if isinstance(output, tuple) else going_on[0]
-
-        return changed
-
     with ExitStack() as stack:
         for index, handler in handlers.items():
-            handle = blocks[index].register_forward_hook(hook(handler), with_kwargs=True)
-            stack.callback(handle.remove)
+            hook = partial(_changed, handler, streams)
+            stack.callback(blocks[index].register_forward_hook(hook, with_kwargs=True).remove)
         yield
+
+
+def _changed(
+    handler: Passed,
+    streams: Sequence[str],
+    module: nn.Module,
+    args: Any,
+    kwargs: dict[str, Any],
+    output: Any,
+) -> Any:
+    """Behind a block: what the handler lets go on."""
+    given = signature(module.forward).bind(*args, **kwargs).arguments
+    after = output if isinstance(output, tuple) else (output,)
+    going_on = tuple(
+        None if stream is None else handler(given[name], stream)
+        for name, stream in zip(streams, after, strict=True)
+    )
+    return going_on if isinstance(output, tuple) else going_on[0]

@@ -85,13 +85,11 @@ class EmagWindows:
             The released code of arXiv:2512.17303, including Python's rounding of halves to even.
         """
         start, delta, stop = (self._left(x, steps) for x in (self.start, self.delta, self.stop))
-
-        def phase(remaining: int) -> Phase:
-            if not stop <= remaining <= start:
-                return Phase.PLAIN
-            return Phase.GUIDE if remaining <= start - delta else Phase.TRACK
-
-        return tuple(phase(steps - 1 - index) for index in range(steps))
+        left = range(steps - 1, -1, -1)
+        return tuple(
+            Phase.PLAIN if not stop <= i <= start else Phase.GUIDE if i <= start - delta else Phase.TRACK
+            for i in left
+        )
 
     def _left(self, position: int, steps: int) -> int:
         if self.unit == Unit.STEPS:

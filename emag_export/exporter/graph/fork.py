@@ -6,7 +6,8 @@ pass is thrown away. So rows ``[u, c]`` run through the trunk, ``branch_rows`` f
 ``[u, c, p]``, and only those run through the rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import Parameter, Signature
 from types import MethodType
 from typing import Any
@@ -97,18 +98,21 @@ class Forked(nn.Module):
             blur=tuple(inputs[name] for name in BLUR_INPUTS) if self._blurs else (),
             renorm=self.contract.renorm,
         )
-
-        def attend(heads: Heads) -> Tensor:
-            assert self._attend is not None, "only kinds that change attention get here"
-            found.append(self._attend(heads, tracking))
-            return found[-1].hidden
-
-        after = blocks.block(index, flow, plain if self._attend is None else attend)
+        attend = plain if self._attend is None else partial(_noting, self._attend, tracking, found)
+        after = blocks.block(index, flow, attend)
         if self._pass is None:
             return after
         return after.with_rows(
             **{name: self._pass(flow[name], after[name], tracking) for name in blocks.streams}
         )
+
+
+def _noting(
+    attend: Callable[[Heads, Tracking], Attended], tracking: Tracking, found: list[Attended], heads: Heads
+) -> Tensor:
+    """The attention of a candidate block; what else it found is appended to ``found``."""
+    found.append(attend(heads, tracking))
+    return found[-1].hidden
 
 
 def fork(model: Any, contract: DenoiserContract) -> Forked:

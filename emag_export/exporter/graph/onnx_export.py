@@ -169,12 +169,14 @@ def _renamed(dim: Any, names: Mapping[str, str]) -> Dim | None:
         return dim
     if dim.value is None:
         return None
+    whole: str = dim.value
+    return _SYMBOL.sub(lambda match: _named(match[0], whole, names), whole)
 
-    def named(match: re.Match[str]) -> str:
-        name = names.get(match[0], match[0])
-        return name if name.isidentifier() or match[0] == dim.value else f"({name})"
 
-    return _SYMBOL.sub(named, dim.value)
+def _named(symbol: str, whole: str, names: Mapping[str, str]) -> str:
+    """A symbol's name, in brackets where it is an expression within another one."""
+    name = names.get(symbol, symbol)
+    return name if name.isidentifier() or symbol == whole else f"({name})"
 
 
 def _save(model: Any, path: Path, weights: Weights) -> None:

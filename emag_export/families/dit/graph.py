@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from emag_export.families.heads import split_heads
 from emag_export.families.protocol import Attend, Flow, Heads, numbers
 from emag_export.families.sinusoids import frequencies_of, waves_of
 
@@ -117,13 +118,10 @@ def _embed(
 
 
 def _heads(attn: Any, normed: Float[Tensor, "rows tokens width"]) -> Heads:
-    def split(projected: Tensor) -> Tensor:
-        heads: Tensor = projected.unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        return heads
-
+    heads = attn.heads
     return Heads(
-        query=split(attn.to_q(normed)),
-        key=split(attn.to_k(normed)),
-        value=split(attn.to_v(normed)),
+        query=split_heads(attn.to_q(normed), heads),
+        key=split_heads(attn.to_k(normed), heads),
+        value=split_heads(attn.to_v(normed), heads),
         image_tokens=normed.shape[1],
     )

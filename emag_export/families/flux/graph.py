@@ -82,13 +82,12 @@ class FluxBlocks:
     def _embed_time(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "rows width"]:
         """As diffusers does, but angles are float32 whatever the precision."""
         embed, pooled = self._model.time_text_embed, inputs["pooled_projections"]
-
-        def waves(value: Tensor) -> Tensor:
-            return waves_of(embed.time_proj, value, inputs["frequencies"]).to(pooled.dtype)
-
-        embedded: Tensor = embed.timestep_embedder(waves(inputs["timestep"]))
+        frequencies = inputs["frequencies"]
+        time = waves_of(embed.time_proj, inputs["timestep"], frequencies).to(pooled.dtype)
+        embedded: Tensor = embed.timestep_embedder(time)
         if self._embeds_guidance:
-            embedded = embedded + embed.guidance_embedder(waves(inputs["guidance"] * _GUIDANCE_UNIT))
+            scale = waves_of(embed.time_proj, inputs["guidance"] * _GUIDANCE_UNIT, frequencies)
+            embedded = embedded + embed.guidance_embedder(scale.to(pooled.dtype))
         text: Tensor = embed.text_embedder(pooled)
         return embedded + text
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from emag_export.families.heads import joint, split_heads
 from emag_export.families.masks import hide_padding
 from emag_export.families.packing import grid_of, pack, unpack
 from emag_export.families.protocol import Attend, Flow, Heads
@@ -156,17 +157,19 @@ def _modulate(
 
 
 def _heads(attn: Any, image: Tensor, text: Tensor, rotations: Tables, bias: Tensor) -> Heads:
-    def joint(of_image: nn.Module, of_text: nn.Module, norms: tuple[nn.Module, ...] = ()) -> Tensor:
-        parts = [of_image(image), of_text(text)]
-        heads = [part.unflatten(2, (attn.heads, -1)).transpose(1, 2) for part in parts]
-        if norms:
-            heads = [norm(part) for norm, part in zip(norms, heads, strict=True)]
-        return torch.cat(heads, dim=2)
-
+    heads = attn.heads
+    query = joint(
+        split_heads(attn.to_q(image), heads, attn.norm_q),
+        split_heads(attn.add_q_proj(text), heads, attn.norm_added_q),
+    )
+    key = joint(
+        split_heads(attn.to_k(image), heads, attn.norm_k),
+        split_heads(attn.add_k_proj(text), heads, attn.norm_added_k),
+    )
     return Heads(
-        query=rotate(joint(attn.to_q, attn.add_q_proj, (attn.norm_q, attn.norm_added_q)), *rotations),
-        key=rotate(joint(attn.to_k, attn.add_k_proj, (attn.norm_k, attn.norm_added_k)), *rotations),
-        value=joint(attn.to_v, attn.add_v_proj),
+        query=rotate(query, *rotations),
+        key=rotate(key, *rotations),
+        value=joint(split_heads(attn.to_v(image), heads), split_heads(attn.add_v_proj(text), heads)),
         image_tokens=image.shape[1],
         bias=bias,
     )

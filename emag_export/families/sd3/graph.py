@@ -8,8 +8,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from emag_export.families.heads import joint, split_heads
 from emag_export.families.protocol import Attend, Flow, Heads
 from emag_export.families.sinusoids import frequencies_of, waves_of
 
@@ -122,16 +123,16 @@ def _unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 
 
 def _joint_heads(attn: Attention, hidden: Tensor, text: Tensor) -> Heads:
-    def split(projected: Tensor, norm: nn.Module | None) -> Tensor:
-        heads: Tensor = projected.unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        return heads if norm is None else norm(heads)
-
-    def joint(image: Tensor, text: Tensor) -> Tensor:
-        return torch.cat([image, text], dim=2)
-
+    heads = attn.heads
     return Heads(
-        query=joint(split(attn.to_q(hidden), attn.norm_q), split(attn.add_q_proj(text), attn.norm_added_q)),
-        key=joint(split(attn.to_k(hidden), attn.norm_k), split(attn.add_k_proj(text), attn.norm_added_k)),
-        value=joint(split(attn.to_v(hidden), None), split(attn.add_v_proj(text), None)),
+        query=joint(
+            split_heads(attn.to_q(hidden), heads, attn.norm_q),
+            split_heads(attn.add_q_proj(text), heads, attn.norm_added_q),
+        ),
+        key=joint(
+            split_heads(attn.to_k(hidden), heads, attn.norm_k),
+            split_heads(attn.add_k_proj(text), heads, attn.norm_added_k),
+        ),
+        value=joint(split_heads(attn.to_v(hidden), heads), split_heads(attn.add_v_proj(text), heads)),
         image_tokens=hidden.shape[1],
     )

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from emag_export.errors import ModelError
+from emag_export.families.heads import split_heads
 from emag_export.families.masks import hide_padding
 from emag_export.families.packed import PATCH
 from emag_export.families.packing import grid_of
@@ -214,18 +215,11 @@ def _layer(layer: Any, stream: _Stream, attend: Attend) -> Float[Tensor, "rows t
 
 
 def _heads(attn: Any, normed: Float[Tensor, "rows tokens width"], stream: _Stream) -> Heads:
-    def split(projected: Tensor) -> Tensor:
-        heads: Tensor = projected.unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        return heads
-
-    def turned(projected: Tensor, norm: Any) -> Tensor:
-        heads = split(projected)
-        return rotate(heads if norm is None else norm(heads), *stream.turns)
-
+    heads = attn.heads
     return Heads(
-        query=turned(attn.to_q(normed), attn.norm_q),
-        key=turned(attn.to_k(normed), attn.norm_k),
-        value=split(attn.to_v(normed)),
+        query=rotate(split_heads(attn.to_q(normed), heads, attn.norm_q), *stream.turns),
+        key=rotate(split_heads(attn.to_k(normed), heads, attn.norm_k), *stream.turns),
+        value=split_heads(attn.to_v(normed), heads),
         image_tokens=stream.image_tokens,
         bias=stream.bias,
     )
