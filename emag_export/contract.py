@@ -31,6 +31,7 @@ CONTRACT_VERSION = 2
 Version 1 had one family; :mod:`emag_export.families` reads it as version 2."""
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+"""Dtypes of a graph's tensors, and the bytes of one element."""
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Short name to dtype of the weights."""
@@ -40,6 +41,7 @@ STATE_PRECISIONS = {name: PRECISIONS[name] for name in ("fp32", "fp16")}
 value, and a step moves an average by 0.012 of its distance to X: one below 16 % could move nothing."""
 
 PREDICTIONS = ("velocity", "epsilon")
+"""What ``noise_pred`` can be: dx / d sigma, or the noise."""
 
 STATE_PAIRS = {"ema_state": "ema_state_out"}
 """Inputs that a step's output replaces: feed the right one back as the left one. Kinds of negatives that

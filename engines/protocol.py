@@ -18,6 +18,7 @@ TORCH_DTYPES = {
     "bfloat16": torch.bfloat16,
     "int64": torch.int64,
 }
+"""Name of a dtype in a contract to PyTorch's."""
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ from emag_export.errors import InputError
 __all__ = ["WHOLE_RUN", "in_interval", "require_interval"]
 
 WHOLE_RUN = (0.0, 1.0)
+"""From the noisiest step to the last."""
 
 
 def in_interval(index: int, steps: int, interval: tuple[float, float]) -> bool:

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Rows = Float[Tensor, "images channels *sides"]
+"""One prediction, or the latents, of every image."""
 
 
 def cfg(uncond: Rows, cond: Rows, scale: Number) -> Rows:
@@ -100,6 +101,7 @@ GUIDANCES: Mapping[str, GuidanceRule] = MappingProxyType(
         "none": GuidanceRule(uncond=False, summary="c, one row; what a distilled model is made for"),
     }
 )
+"""Name to what is done with the predictions of a step."""
 
 
 def unperturbed(name: str) -> str:

@@ -57,7 +57,7 @@ class RunState:
             latents: Initial noise, on the engine's device.
             conditioning: With the prompt; only its shapes are looked at.
             buffers: For the averages, both of :func:`state_shape`; the first must be zeros. None makes new
-            ones.
+                ones.
 
         Raises:
             ContractError: If the tensors do not fit the contract.
