@@ -11,12 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import families, full_size, fusion, golden_errors, prompt_accuracy, targets
+from benchmarks import compared, families, full_size, fusion, golden_errors, prompt_accuracy, targets
 from benchmarks.evidence.tables import evidence_tables
+from benchmarks.figures import hero
+from benchmarks.figures.subject import sd3_cost
 from benchmarks.quantised import tables as quantised
 from benchmarks.results import FOLDER, load_results
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import soak
+from benchmarks.where import matrix
 from emag_export.contract import DenoiserContract
 from emag_export.families import FAMILIES
 from emag_export.kinds import Variant
@@ -24,24 +27,28 @@ from emag_export.models import SamplingDefaults
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, cost_of
 
-__all__ = ["DOCUMENTS", "TABLES", "render"]
+__all__ = ["DOCUMENTS", "NUMBERS", "TABLES", "render"]
 
 _MARKED = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- end of table -->", re.DOTALL)
+_NUMBER = re.compile(r"<!-- number: (?P<name>[\w-]+) -->[^<\n]*<!-- / -->")
 
 DOCUMENTS = (Path("README.md"), *sorted(Path("docs").rglob("*.md")))
 
 
 def render(text: str) -> str:
-    """A document with its tables written anew.
+    """A document with its tables and marked numbers written anew.
 
     Raises:
-        KeyError: If it names a table that there is not.
+        KeyError: If it names a table or a number that there is not.
     """
 
     def written(match: re.Match[str]) -> str:
         return f"<!-- table: {match['name']} -->\n{TABLES[match['name']]()}\n<!-- end of table -->"
 
-    return _MARKED.sub(written, text)
+    numbers = _NUMBER.sub(
+        lambda match: f"<!-- number: {match['name']} -->{NUMBERS[match['name']]()}<!-- / -->", text
+    )
+    return _MARKED.sub(written, numbers)
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -310,6 +317,10 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
+def _of_hero(name: str) -> str:
+    return hero.numbers()[name]
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "golden-errors": _golden,
     "cost": _cost,
@@ -326,6 +337,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "fusion": _fusion,
     "serving": _serving,
     "soak": _soak,
+    "compared": lambda: _table(*compared.table()),
+    "matrix": lambda: _table(*matrix()),
     **{name: partial(_evidence, made) for name, made in evidence_tables().items()},
 }
 """Name in a marker to the table."""
@@ -347,3 +360,10 @@ def main() -> int:
 
 if __name__ == "__main__":
     raise SystemExit(main())
+
+NUMBERS: Mapping[str, Callable[[], str]] = {
+    "fork": lambda: f"{sd3_cost().relative_to_cfg:.2f}",
+    "two-pass": lambda: f"{sd3_cost().two_pass / sd3_cost().cfg:g}",
+    **{name: partial(_of_hero, name) for name in hero.NUMBERS},
+}
+"""Single figures within a sentence, by the name of their mark."""
