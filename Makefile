@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test rehearsal serving soak gpu gpu-dry full-size lint typecheck format bench bench-serving tables
-.PHONY: eval quantised accuracy clean distclean
+.PHONY: eval quantised accuracy docs clean distclean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,8 +71,12 @@ bench: $(STAMP)  ## Measure speed against its targets, beside CFG and the releas
 bench-serving: $(STAMP)  ## Load three servers in turn: ours, ours one request at a time, diffusers (ten minutes)
 	$(BIN)/python -m benchmarks.serving
 
-tables: $(STAMP)  ## Write the tables of README and docs from the results
+tables: $(STAMP)  ## Write the tables and drawings of README and docs from the results
 	$(BIN)/python -m benchmarks.render
+	$(BIN)/python -m benchmarks.figures
+
+docs: $(STAMP)  ## Build the documentation site into out/site; a broken link or an undocumented name fails
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 eval: $(STAMP)  ## What every guidance does to the pictures of the embedded models (40 minutes)
 	$(BIN)/python -m benchmarks.evidence
