@@ -191,6 +191,7 @@ def test_tables_and_the_server_take_it(flux_bundle: Path, tmp_path: Path) -> Non
     assert refused.json()["error"]["param"] == "negative_prompt"
 
 
+@pytest.mark.rehearsal
 def test_it_becomes_an_engine(flux_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle(shutil.copytree(flux_bundle, tmp_path / "bundle"))
     built = plan_engine_build(bundle, flavour_of("tensorrt-rtx"), EngineOptions(targets=("sm89",)))

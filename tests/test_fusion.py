@@ -33,7 +33,7 @@ def scratch(shared_folder: Path) -> Callable[..., int]:
     return measure
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.rehearsal), True])
 def test_query_variant_is_fused_in_every_row(scratch: Callable[..., int], masked: bool) -> None:
     small, large = scratch(Variant.EMAG_Q, 32, masked), scratch(Variant.EMAG_Q, 64, masked)
     assert large < 4 * small  # four times the tokens
@@ -54,7 +54,7 @@ def test_every_family_is_fused(shared_folder: Path, family: str) -> None:
     assert large - small < one_map(forked.contract.heads, 96) - one_map(forked.contract.heads, 64)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [False, pytest.param(True, marks=pytest.mark.rehearsal)])
 def test_map_variant_takes_few_maps(scratch: Callable[..., int], masked: bool) -> None:
     """3.3 maps of the one tracked row for one candidate block, 3.4 behind a mask; 7.3 where Delta is one
     reduction over both axes of a tile. More than one map also shows that the gate above sees maps."""

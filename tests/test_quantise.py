@@ -30,6 +30,8 @@ MODELS = [
     *(("sd3", variant) for variant in (Variant.EMAG, Variant.SKIP)),
 ]
 """Every family, and kinds of negatives that average maps, and that average nothing."""
+SELDOM = (("flux", Variant.EMAG_Q), ("qwen_image", Variant.EMAG_Q), ("sd3", Variant.SKIP))
+"""Traced by ``make rehearsal``: half a minute each, and Z-Image and SD3 have what is peculiar in them."""
 SCHEMES = list(Scheme)
 
 
@@ -53,7 +55,17 @@ class Traced:
     bases = (0, 1, 2, 3, 2, 3)
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=[f"{family}-{variant}" for family, variant in MODELS])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(
+            (family, variant),
+            id=f"{family}-{variant}",
+            marks=pytest.mark.rehearsal if (family, variant) in SELDOM else (),
+        )
+        for family, variant in MODELS
+    ],
+)
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     family, variant = request.param
     fork = FORKS[family](variant)

@@ -91,7 +91,7 @@ def test_compare_judges_what_is_left_of_the_direction(fp8_bundle: Path, tmp_path
     assert "c - p, along which guidance steers" in page and "PyTorch in bfloat16" in page
 
 
-@pytest.mark.parametrize("scheme", [Scheme.W8, Scheme.FP8])
+@pytest.mark.parametrize("scheme", [pytest.param(Scheme.W8, marks=pytest.mark.rehearsal), Scheme.FP8])
 def test_engines_multiply_in_eight_bits(
     scheme: Scheme, fp8_bundle: Path, small_pipeline: Path, tmp_path: Path
 ) -> None:

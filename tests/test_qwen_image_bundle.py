@@ -123,6 +123,7 @@ def test_a_server_draws_it(qwen_image_bundle: Path) -> None:
     assert [(answer.status_code, answer.json()["size"]) for answer in answers] == [(200, "36x24")] * 2
 
 
+@pytest.mark.rehearsal
 def test_it_becomes_engines(qwen_image_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle(shutil.copytree(qwen_image_bundle, tmp_path / "bundle"))
     built = plan_engine_build(bundle, flavour_of("tensorrt-rtx"), EngineOptions(targets=("sm89",)))
