@@ -6,24 +6,30 @@ replaced. Nothing is measured here. A test renders them again and compares.
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compared, families, full_size, fusion, golden_errors, prompt_accuracy, targets
+from benchmarks import (
+    compared,
+    families,
+    full_size,
+    fusion,
+    golden_errors,
+    operators,
+    prompt_accuracy,
+    targets,
+)
 from benchmarks.evidence.tables import evidence_tables
-from benchmarks.figures import hero
-from benchmarks.figures.subject import sd3_cost
+from benchmarks.figures.subject import counted
+from benchmarks.numbers import NUMBERS
 from benchmarks.quantised import tables as quantised
 from benchmarks.results import FOLDER, load_results
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import soak
 from benchmarks.where import matrix
-from emag_export.contract import DenoiserContract
 from emag_export.families import FAMILIES
-from emag_export.kinds import Variant
-from emag_export.models import SamplingDefaults
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, cost_of
 
@@ -75,35 +81,11 @@ def _golden() -> str:
     return _table(headers, rows)
 
 
-_NAMES = {
-    "tiny-sd3": "tiny-sd3",
-    "sd3": "SD3-medium",
-    "sd3.5-large": "SD3.5-large",
-    "flux.1-dev": "Flux.1-dev, distilled",
-    "z-image": "Z-Image",
-    "qwen-image": "Qwen-Image",
-}
-"""Models whose cost is counted, and what people call them."""
-
-
-def _counted() -> Iterator[tuple[str, DenoiserContract, SamplingDefaults]]:
-    """Of the models whose cost is counted: a name for people, the contract, and how it is sampled."""
-    for name, shown in _NAMES.items():
-        family = next(family for family in FAMILIES.values() if name in family.models)
-        model = family.models[name]
-        config = family.configs.get(name, {}).get("transformer")
-        if config is None:  # an embedded model, whose configuration lies beside its weights
-            config = {**family.configs["sd3"]["transformer"], "num_layers": model.blocks}
-        blocks = model.defaults.candidates
-        contract = family.contract(config, variant=Variant.EMAG_Q, blocks=blocks)
-        yield shown, contract, model.defaults
-
-
 def _interval() -> str:
     """Counted, not measured: EMAG-Q with an interval over plain CFG without one."""
     intervals = ((0.0, 1.0), (0.0, 0.75), (0.0, 0.5), (0.2, 0.8), (0.2, 0.5))
     rows = []
-    for shown, contract, defaults in _counted():
+    for shown, contract, defaults in counted():
         steps, cells = defaults.steps, []
         if not GUIDANCES[defaults.guidance].uncond:
             continue
@@ -119,7 +101,7 @@ def _interval() -> str:
 def _cost() -> str:
     """Counted, not measured: from the plan of the default run."""
     rows = []
-    for shown, contract, defaults in _counted():
+    for shown, contract, defaults in counted():
         rule, steps = GUIDANCES[defaults.guidance], defaults.steps
         cost = cost_of(contract, EmagWindows().phases(steps), rule, distilled=not rule.uncond)
         blocks = contract.blocks
@@ -317,10 +299,6 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def _of_hero(name: str) -> str:
-    return hero.numbers()[name]
-
-
 TABLES: Mapping[str, Callable[[], str]] = {
     "golden-errors": _golden,
     "cost": _cost,
@@ -337,6 +315,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "fusion": _fusion,
     "serving": _serving,
     "soak": _soak,
+    "operators": lambda: _table(*operators.table()),
     "compared": lambda: _table(*compared.table()),
     "matrix": lambda: _table(*matrix()),
     **{name: partial(_evidence, made) for name, made in evidence_tables().items()},
@@ -360,10 +339,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     raise SystemExit(main())
-
-NUMBERS: Mapping[str, Callable[[], str]] = {
-    "fork": lambda: f"{sd3_cost().relative_to_cfg:.2f}",
-    "two-pass": lambda: f"{sd3_cost().two_pass / sd3_cost().cfg:g}",
-    **{name: partial(_of_hero, name) for name in hero.NUMBERS},
-}
-"""Single figures within a sentence, by the name of their mark."""

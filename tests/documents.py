@@ -118,6 +118,8 @@ def run_line(line: str) -> None:
         _require_extras(words[2:])
     elif words[0] == "python" and words[1:2] == ["-m"] and words[2].startswith(("benchmarks", "tests")):
         assert find_spec(words[2]), line
+    elif words[0] == "cd":
+        assert words[1:] == [project()["name"]], line
     elif words[0] == "git":
         assert "clone" not in words or words[2].removesuffix(".git") == project()["urls"]["Repository"], line
     else:

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.figures import cost
 from benchmarks.figures.drawings import FIGURES, file_of, written
+from benchmarks.figures.hero import best, numbers
 from benchmarks.figures.subject import sd3_contract
 from benchmarks.figures.svg import DARK, LIGHT, PALETTES, Palette
 from benchmarks.results import load_results
@@ -74,3 +75,26 @@ def test_bars_are_as_long_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {element.attrib["width"] for element in ElementTree.fromstring(after).iter(f"{SVG}rect")}
     assert f"{1.5 * cost._UNIT:g}" in widths
     assert "1.50" in after
+
+
+def setting(label: str, scale: float | None, values: list[float | None]) -> dict[str, object]:
+    return {"label": label, "emag_scale": scale, "columns": {"shape_iou": {"prompts": values}}}
+
+
+def test_the_prompt_and_scale_with_the_largest_gain_are_shown() -> None:
+    """Prompts on which nothing could be measured count nowhere; means are of the chosen scale."""
+    found = best(
+        [
+            setting("cfg", None, [0.5, 0.9, 0.2, None]),
+            setting("emag, s 1.5", 1.5, [0.6, 0.9, 0.3, 0.9]),
+            setting("emag, s 3", 3.0, [0.1, 1.0, 0.9, 0.9]),
+        ]
+    )
+    assert (found["prompt"], found["emag_scale"], found["cfg"]) == (2, 3.0, 0.2)
+    assert found["emag"] == pytest.approx(0.9)
+    assert found["mean_gain"] == pytest.approx((-0.4 + 0.1 + 0.7) / 3)
+
+
+def test_the_text_says_what_is_gained_over_all_prompts() -> None:
+    said = numbers()
+    assert float(said["hero-mean"].replace("−", "-")) < float(said["hero-gain"])

@@ -9,9 +9,20 @@ from typing import Any
 
 import pytest
 
-from benchmarks import families, full_size, fusion, golden_errors, prompt_accuracy, render, targets
+from benchmarks import (
+    compared,
+    families,
+    full_size,
+    fusion,
+    golden_errors,
+    operators,
+    prompt_accuracy,
+    render,
+    targets,
+)
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence.suites import SUITES
+from benchmarks.figures import hero
 from benchmarks.quantised import __main__ as quantised
 from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
 from benchmarks.serving import __main__ as serving
@@ -19,9 +30,12 @@ from benchmarks.serving import soak
 
 FILES = sorted(FOLDER.rglob("*.json"))
 AXES: dict[str, Callable[[], dict[str, Any]]] = {
+    "compared.json": compared.axes,
     "full-size.json": full_size.axes,
     "fusion.json": fusion.axes,
     "golden_errors.json": golden_errors.axes,
+    "hero.json": hero.axes,
+    "operators.json": operators.axes,
     **{
         f"prompt_accuracy/{model}.json": partial(prompt_accuracy.axes, model)
         for model in prompt_accuracy.SUBJECTS
@@ -46,9 +60,10 @@ def test_tables_are_what_the_results_say(path: Path) -> None:
     assert render.render(text) == text, "run: python -m benchmarks.render"
 
 
-def test_every_table_stands_somewhere() -> None:
+def test_every_table_and_number_stands_somewhere() -> None:
     text = "".join(path.read_text("utf-8") for path in render.DOCUMENTS)
     assert set(re.findall(r"<!-- table: ([\w-]+) -->", text)) == set(render.TABLES)
+    assert set(re.findall(r"<!-- number: ([\w-]+) -->", text)) == set(render.NUMBERS)
 
 
 def test_a_changed_number_changes_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +80,12 @@ def test_a_changed_number_changes_the_document(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("benchmarks.render.load_results", better)
     assert "99.1 %" in render.render(text) != rendered
+
+
+def test_a_number_within_a_sentence_is_written_anew() -> None:
+    text = "costs <!-- number: two-pass -->9<!-- / --> times, <!-- number: fork --><!-- / -->"
+    wanted = "costs <!-- number: two-pass -->2<!-- / --> times, <!-- number: fork -->1.24<!-- / -->"
+    assert render.render(text) == wanted
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
