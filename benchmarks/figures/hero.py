@@ -1,11 +1,13 @@
-"""The picture of the README: where EMAG changes most for the better, found by looking at everything.
+"""The picture of the README: where EMAG changes most, found by looking at everything.
 
-``python -m benchmarks.figures.hero``: six pictures of each of 32 prompts with CFG and with EMAG at several
-scales, by ``emag-export eval``; shown is the prompt and the scale at which ``shape_iou`` gains most. That is
-the best case and no average: the result says how much is gained over all prompts, too.
+``python -m benchmarks.figures.hero``: six pictures of each of 32 prompts without guidance, with CFG and with
+EMAG at several scales, by ``emag-export eval``; shown is the prompt and the scale at which EMAG's pictures
+differ most from CFG's. That is the largest case and no average: the result says what is gained there and over
+all prompts.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from benchmarks.results import FOLDER, load_results, write_results
 from benchmarks.targets import run_command
 from emag_export.cli.console import out, quiet_libraries
 from emag_export.evaluation.contact import SheetRow, sheet
+from emag_export.evaluation.metrics.protocol import Pixels
 from emag_export.evaluation.pixels import read_pixels
 
-__all__ = ["NUMBERS", "PICTURE", "RESULTS", "axes", "best", "numbers"]
+__all__ = ["NUMBERS", "PICTURE", "RESULTS", "axes", "largest", "numbers"]
 
 PICTURE = Path("docs/images/hero.png")
 RESULTS = FOLDER / "hero.json"
@@ -26,15 +29,21 @@ _PROMPTS = Path("benchmarks/evidence/scenes.txt")
 _SCALES = (1.5, 2.0, 3.0)
 _SEEDS = 6
 _COLUMN = "shape_iou"
-NUMBERS = ("hero-prompt", "hero-scale", "hero-gain", "hero-mean", "hero-prompts", "hero-seeds")
+_AMPLIFIED = 2
+
+NUMBERS = ("hero-prompt", "hero-scale", "hero-cfg", "hero-emag", "hero-mean", "hero-prompts", "hero-seeds")
 """Names that :func:`numbers` knows."""
+
+Drawn = Mapping[tuple[str, str, float | None], Sequence[Pixels]]
+"""(method, prompt, scale of EMAG) to its pictures, in the order of their seeds."""
 
 
 def axes() -> dict[str, Any]:
     """What is varied."""
+    scales = list(_SCALES)
     return {
-        "method": ["cfg", "emag@emag-q"],
-        "emag_scale": list(_SCALES),
+        "method": ["none", "cfg", "emag"],
+        "emag_scale": scales,
         "seeds": _SEEDS,
         "prompts": _PROMPTS.stem,
     }
@@ -47,73 +56,84 @@ def main(folder: Path) -> None:
     quiet_libraries()
     bundle, report = folder / "bundle", folder / "report"
     run_command("build", "--model", "tiny-sd3", "-o", str(bundle))
-    words = [
-        "--methods",
-        "cfg,emag",
-        "--emag-scales",
-        ",".join(map(str, _SCALES)),
-        "--prompts",
-        str(_PROMPTS),
-    ]
-    words += ["--seeds", str(_SEEDS), "--metrics", "drawn", "--images-per-call", "8", "-o", str(report)]
-    run_command("eval", str(bundle), *words)
+    words = ["--methods", "none,cfg,emag", "--emag-scales", ",".join(map(str, _SCALES))]
+    words += ["--prompts", str(_PROMPTS), "--seeds", str(_SEEDS), "--metrics", "drawn"]
+    run_command("eval", str(bundle), *words, "--images-per-call", "8", "-o", str(report))
+    drawn = _drawn(report)
+    prompt, scale = largest(drawn)
     found = json.loads((report / "results.json").read_text("utf-8"))
-    chosen = best(found["settings"])
-    prompt = found["prompts"][chosen["prompt"]]
-    rows = [
-        SheetRow(
-            label=label,
-            note=f"{_COLUMN} {value:.2f}",
-            pictures=[read_pixels(path) for path in _pictures(report, prompt, scale)],
-        )
-        for label, value, scale in (
-            ("CFG", chosen["cfg"], None),
-            (f"EMAG-Q, s = {chosen['emag_scale']:g}", chosen["emag"], chosen["emag_scale"]),
-        )
-    ]
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    sheet(prompt, rows).save(PICTURE, optimize=True)
+    _sheet(drawn, prompt, scale).save(PICTURE, optimize=True)
+    chosen = {"prompt": prompt, "emag_scale": scale, "prompts": len(found["prompts"]), "column": _COLUMN}
     write_results(
         RESULTS,
         command="python -m benchmarks.figures.hero",
         axes=axes(),
-        column=_COLUMN,
-        **{**chosen, "prompt": prompt},
+        **chosen,
+        **_values(found, found["prompts"].index(prompt), scale),
     )
     out.print(str(PICTURE))
 
 
-def best(settings: list[dict[str, Any]]) -> dict[str, Any]:
-    """The prompt and the scale of EMAG at which the column gains most over CFG.
-
-    Args:
-        settings: Of ``results.json``; the first is CFG, the others are EMAG at several scales.
-    """
-    cfg, *others = settings
-    before = np.array(cfg["columns"][_COLUMN]["prompts"], float)
-    gains = [np.array(other["columns"][_COLUMN]["prompts"], float) - before for other in others]
-    setting, prompt = np.unravel_index(int(np.nanargmax(gains)), np.shape(gains))
-    chosen = others[int(setting)]
-    return {
-        "prompt": int(prompt),
-        "emag_scale": chosen["emag_scale"],
-        "cfg": float(before[prompt]),
-        "emag": float(before[prompt] + gains[setting][prompt]),
-        "mean_gain": float(np.nanmean(gains[setting])),
-        "prompts": len(before),
-    }
-
-
-def _pictures(report: Path, prompt: str, scale: float | None) -> list[Path]:
-    """The files of one prompt in the order of their seeds: of EMAG at a scale, of CFG where that is None."""
-    found = []
+def _drawn(report: Path) -> Drawn:
+    found: dict[tuple[str, str, float | None], list[tuple[int, Pixels]]] = {}
     for index in report.glob("*/index.jsonl"):
         for line in index.read_text("utf-8").splitlines():
             item = json.loads(line)
-            wanted = ("cfg", item["emag_scale"]) if scale is None else ("emag", scale)
-            if item["prompt"] == prompt and (item["method"], item["emag_scale"]) == wanted:
-                found.append((item["image"], index.parent / item["path"]))
-    return [path for _, path in sorted(found)]
+            scale = item["emag_scale"] if item["method"] == "emag" else None
+            pictures = found.setdefault((item["method"], item["prompt"], scale), [])
+            pictures.append((item["image"], read_pixels(index.parent / item["path"])))
+    return {
+        key: [pixels for _, pixels in sorted(some, key=lambda pair: pair[0])] for key, some in found.items()
+    }
+
+
+def largest(drawn: Drawn) -> tuple[str, float]:
+    """Prompt and scale at which pictures with EMAG differ most from those with CFG: the mean over pixels."""
+    differences = {
+        (prompt, scale): np.mean(
+            [_difference(*pair) for pair in zip(some, drawn["cfg", prompt, None], strict=True)]
+        )
+        for (method, prompt, scale), some in drawn.items()
+        if method == "emag" and scale is not None
+    }
+    return max(differences, key=lambda key: float(differences[key]))
+
+
+def _difference(one: Pixels, other: Pixels) -> float:
+    return float(np.abs(one.astype(float) - other).mean())
+
+
+def _sheet(drawn: Drawn, prompt: str, scale: float) -> Any:
+    """Four rows of six."""
+    cfg, emag = drawn["cfg", prompt, None], drawn["emag", prompt, scale]
+    changed = [
+        (np.abs(one.astype(int) - other) * _AMPLIFIED).clip(0, 255).astype(np.uint8)
+        for one, other in zip(cfg, emag, strict=True)
+    ]
+    return sheet(
+        prompt,
+        [
+            SheetRow(label="no guidance", pictures=drawn["none", prompt, None]),
+            SheetRow(label="CFG", pictures=cfg),
+            SheetRow(label=f"EMAG, s = {scale:g}", pictures=emag),
+            SheetRow(label=f"what EMAG changed, {_AMPLIFIED} times as bright", pictures=changed),
+        ],
+    )
+
+
+def _values(found: Mapping[str, Any], prompt: int, scale: float) -> dict[str, float]:
+    """The column at the shown prompt, and what EMAG gains over CFG there and over all prompts."""
+    columns = {
+        (row["method"], row["emag_scale"]): np.array(row["columns"][_COLUMN]["prompts"], float)
+        for row in found["settings"]
+    }
+    cfg, emag = columns["cfg", None], columns["emag", scale]
+    return {
+        "cfg": float(cfg[prompt]),
+        "emag": float(emag[prompt]),
+        "mean_gain": float(np.nanmean(emag - cfg)),
+    }
 
 
 def numbers() -> dict[str, str]:
@@ -122,7 +142,8 @@ def numbers() -> dict[str, str]:
     return {
         "hero-prompt": f"“{found['prompt']}”",
         "hero-scale": f"{found['emag_scale']:g}",
-        "hero-gain": f"{found['emag'] - found['cfg']:.2f}",
+        "hero-cfg": f"{found['cfg']:.2f}",
+        "hero-emag": f"{found['emag']:.2f}",
         "hero-mean": f"{found['mean_gain']:+.3f}".replace("-", "−"),
         "hero-prompts": str(found["prompts"]),
         "hero-seeds": str(_SEEDS),
