@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test rehearsal serving soak gpu gpu-dry full-size lint typecheck format bench bench-serving tables
-.PHONY: eval quantised accuracy docs clean distclean
+.PHONY: eval quantised accuracy docs test-suite hooks release-check workflows clean distclean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,9 @@ PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 check: lint  ## Lint and the fast tests: what to run while you work
 	$(BIN)/python -m pytest $(PARALLEL) -m "not exports and not slow and not gpu and not ($(SEPARATE))"
 
-test: lint  ## Lint, then run every test but those of make serving and make rehearsal
+test: lint test-suite  ## Lint, then run every test but those of make serving and make rehearsal
+
+test-suite: $(STAMP)  ## The tests of make test, without lint
 	$(BIN)/python -m pytest $(PARALLEL) -m "not ($(SEPARATE))"
 
 rehearsal: $(STAMP)  ## What make test leaves out: GPU measurements in small, more engines and replays (20 minutes)
@@ -87,6 +89,18 @@ quantised: $(STAMP)  ## What quantisation does to guidance and pictures, and wha
 
 accuracy: $(STAMP)  ## Measure how well guided pictures follow their prompts
 	$(BIN)/python -m benchmarks.prompt_accuracy
+
+hooks: $(STAMP)  ## Format, lint and check types before every commit (pre-commit)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/pre-commit install
+
+release-check: $(STAMP)  ## Build what is published and try it in clean environments; TAG=v1.2.3 for a release
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[release]"
+	$(BIN)/python -m release.check $(if $(TAG),--tag $(TAG)) $(if $(TRIAL),--trial)
+
+workflows: $(STAMP)  ## Lint the workflows (downloads actionlint from GitHub)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[actionlint]"
+	$(BIN)/actionlint
 
 clean:  ## Remove what runs leave behind, but not .venv
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

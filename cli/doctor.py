@@ -15,6 +15,7 @@ from emag_export.engines.tensorrt.gpu import current_gpu
 from emag_export.engines.tensorrt.probe import probe
 from emag_export.errors import EmagError
 from emag_export.packages import install_command
+from emag_export.version import VERSION
 
 __all__ = ["command"]
 
@@ -52,6 +53,8 @@ def command(as_json: bool) -> None:
 
 def _checks() -> list[dict[str, str]]:
     facts = [
+        ("emag-export", VERSION, ""),
+        ("system", platform.platform(), ""),
         ("Python", platform.python_version(), ""),
         ("cores", str(os.cpu_count()), ""),
         ("free disk here", f"{shutil.disk_usage('.').free / 1e9:.0f} GB", ""),

@@ -1,5 +1,7 @@
 """``emag-export doctor``: remedies are printed as they are typed, and a GPU that is refused is named."""
 
+import json
+import platform
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +15,7 @@ from emag_export.engines.tensorrt.flavour import FLAVOURS, flavour_of
 from emag_export.engines.tensorrt.gpu import current_gpu
 from emag_export.engines.tensorrt.probe import probe
 from emag_export.errors import EngineError
+from emag_export.version import VERSION
 
 RTX = flavour_of("tensorrt-rtx")
 
@@ -42,6 +45,14 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> str:
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_a_report_of_a_bug_says_version_and_system() -> None:
+    """The form for bugs asks for this output."""
+    checks = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)["checks"]
+    found = {check["check"]: check["found"] for check in checks}
+    assert found["emag-export"] == VERSION
+    assert platform.system() in found["system"]
 
 
 def test_remedies_keep_their_brackets(monkeypatch: pytest.MonkeyPatch) -> None:

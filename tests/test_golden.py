@@ -1,5 +1,6 @@
 """Our forked graph follows the recorded trajectories of the released two-pass algorithm."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,9 @@ def test_the_command_passes_a_recording_and_fails_a_tampered_one(tmp_path: Path)
         arrays = dict(file)
     arrays["latents"][20] += 1e-3
     np.savez(tampered, **arrays)
-    bad = _run(tampered, "--engine", "torch")
+    bad = _run(tampered, "--engine", "torch", "--steps")
     assert bad.returncode == 1, bad.stderr
     assert "FAILED" in bad.stdout
+    errors = [float(value) for value in re.findall(r"^step +\d+: (\S+)", bad.stdout, re.MULTILINE)]
+    tolerance = GoldenCase.load(tampered).tolerance
+    assert [index for index, error in enumerate(errors) if error > tolerance] == [20]

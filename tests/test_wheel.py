@@ -1,12 +1,11 @@
 """The wheel in an environment of its own, outside the checkout, with nothing but what it asks for."""
 
-import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -15,10 +14,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from emag_export.kinds import Variant
+from release.artefacts import build_wheel, check_wheel, metadata_of, wheel_files
+from release.environments import Environment
+from release.licences import check_licences, licensed
+from release.sources import copy_sources, wheel_names
 from tests.bundles import TinyBundles
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("emag_export", "engines", "runtime", "cli", "pyproject.toml", "README.md", "LICENSE")
 HERE = Path(sysconfig.get_paths()["purelib"])
 
 
@@ -26,39 +28,13 @@ HERE = Path(sysconfig.get_paths()["purelib"])
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that nothing is left in the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in SOURCES:
-        path = ROOT / name
-        if path.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(path, folder / "source" / name, symlinks=True, ignore=ignored)
-        else:
-            shutil.copy(path, folder / "source" / name)
-    build = [
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        str(folder),
-        str(folder / "source"),
-    ]
-    subprocess.run([sys.executable, "-m", "pip", "--quiet", *build], check=True)
-    (built,) = folder.glob("*.whl")
-    return built
+    copy_sources(folder / "source")
+    return build_wheel(folder / "source", folder)
 
 
 def requirements(wheel: Path, extras: tuple[str, ...]) -> dict[str, Distribution | None]:
     """Everything the wheel asks for with these extras, and so on; None for what is not installed here."""
-    import zipfile
-
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        lines = archive.read(name).decode().splitlines()
-    asked = [
-        Requirement(line.removeprefix("Requires-Dist: "))
-        for line in lines
-        if line.startswith("Requires-Dist")
-    ]
+    asked = [Requirement(text) for text in metadata_of(wheel).get_all("Requires-Dist") or ()]
     found: dict[str, Distribution | None] = {}
     todo = [(requirement, extras) for requirement in asked]
     while todo:
@@ -76,20 +52,6 @@ def requirements(wheel: Path, extras: tuple[str, ...]) -> dict[str, Distribution
             continue
         todo += [(Requirement(text), tuple(requirement.extras)) for text in distribution(name).requires or ()]
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """An interpreter that sees the wheel and what it asks for."""
-
-    folder: Path
-
-    def run(self, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-        hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-        variables = {name: value for name, value in os.environ.items() if name not in hidden}
-        command = [str(self.folder / "bin" / "emag-export"), *map(str, arguments)]
-        environment = {**variables, "COLUMNS": "240"}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 Environments = Callable[..., Environment]
@@ -124,8 +86,6 @@ def top_level(found: Distribution) -> Iterator[str]:
 
 def test_every_module_of_the_checkout_is_in_the_wheel(wheel: Path) -> None:
     """Packages are listed by hand, and three of them lie beside the package they belong to."""
-    import zipfile
-
     homes = {
         "emag_export": "emag_export",
         **{name: f"emag_export/{name}" for name in ("engines", "runtime", "cli")},
@@ -138,6 +98,21 @@ def test_every_module_of_the_checkout_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.endswith(".py")}
     assert packed == here
+
+
+def test_the_wheel_holds_the_data_of_its_packages_and_nothing_else(wheel: Path) -> None:
+    check_wheel(wheel_files(wheel), wheel_names())
+
+
+def test_everything_shipped_or_asked_for_has_a_licence_that_is_accepted(wheel: Path) -> None:
+    found = requirements(wheel, ("cpu", "export", "report", "serve", "tensorrt-rtx"))
+    packages = [licensed(one.metadata.json) for one in found.values() if one is not None]
+    assert len(packages) > 60
+    check_licences(packages, wheel_files(wheel))
+    assert {one.name for one in packages if one.reason} == {
+        *("scipy", "tensorrt-rtx"),
+        *(f"tensorrt-rtx-cu13{part}" for part in ("", "-bindings", "-libs")),
+    }
 
 
 def test_a_server_on_a_gpu_gets_one_onnxruntime_and_nothing_that_exports(wheel: Path) -> None:

@@ -151,10 +151,15 @@ class GoldenCase:
 class Replay:
     """What a replay measured."""
 
-    error: float
-    """Largest absolute difference of the latents over all steps."""
+    errors: tuple[float, ...]
+    """Largest absolute difference of the latents after every step."""
     selected: Tensor
     """Mask per step, image and candidate block."""
+
+    @property
+    def error(self) -> float:
+        """Largest of all steps."""
+        return max(self.errors)
 
 
 def replay(case: GoldenCase, engine: Engine, contract: DenoiserContract, *, select: bool = False) -> Replay:
@@ -168,8 +173,8 @@ def replay(case: GoldenCase, engine: Engine, contract: DenoiserContract, *, sele
     """
     given, noise = case.conditioning(), case.arrays["latents0"]
     run = RunState.start(contract, noise, given.given)
-    worst, masks = 0.0, []
+    errors, masks = [], []
     for step in denoise(engine, case.plan(contract, select=select), run, given, anneal=case.anneal()):
-        worst = max(worst, float((step.latents - case.arrays["latents"][step.plan.index]).abs().max()))
+        errors.append(float((step.latents - case.arrays["latents"][step.plan.index]).abs().max()))
         masks.append(step.mask)
-    return Replay(error=worst, selected=torch.stack(masks))
+    return Replay(errors=tuple(errors), selected=torch.stack(masks))

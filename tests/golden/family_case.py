@@ -126,12 +126,12 @@ def replay_family(case: FamilyCase, engine: Engine, contract: DenoiserContract) 
     steps = zip(*(plan.steps for plan in plans), strict=True)
     calls = [[ImageStep(step=own, guidance=plans[0].guidance) for own in together] for together in steps]
     run = RunState.start(contract, case.arrays["latents0"], given.given)
-    worst, masks = 0.0, []
+    errors, masks = [], []
     for index, call in enumerate(place_calls(calls, contract, engine.device)):
         noise = case.arrays["noise"][index] if call.noise is not None else None
         run, result = step(engine, call, run, given.trunk(call.rows), noise=noise)
-        worst = max(worst, float((run.latents - case.arrays["latents"][index]).abs().max()))
+        errors.append(float((run.latents - case.arrays["latents"][index]).abs().max()))
         masks.append(result.mask)
     selected = torch.stack(masks)
     case.check_choice(selected)
-    return Replay(error=worst, selected=selected)
+    return Replay(errors=tuple(errors), selected=selected)
