@@ -130,7 +130,7 @@ def test_no_other_extra_brings_the_gpu_build(wheel: Path, extras: tuple[str, ...
     assert ("onnxruntime" in names) == ("cpu" in extras)
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal  # and make release-check runs it in an installed environment
 def test_the_demonstration_runs_from_the_wheel(
     environment: Environments, tiny_bundles: TinyBundles, tmp_path: Path
 ) -> None:
