@@ -14,6 +14,7 @@ from emag_export.bundle import Bundle
 from emag_export.contract import STATE_PAIRS, GraphSpec
 from emag_export.engines import ort_providers
 from emag_export.engines.config import EngineConfig
+from emag_export.engines.cuda_device import check_gpu
 from emag_export.engines.limits import MAX_ELEMENTS, largest, what_fits
 from emag_export.engines.ort_cuda import CudaRuns, bind
 from emag_export.engines.protocol import allocate_outputs, check_feeds
@@ -113,7 +114,7 @@ class OnnxRuntimeEngine:
 
     def _open_on_cuda(self, ort: Any, graph: Path, session: Any, options: OrtOptions) -> None:
         provider = options.provider or ort_providers.CUDA
-        self.device = ort_providers.check_gpu(self.device)
+        self.device = check_gpu(self.device)
         ort_providers.check_provider(provider, ort.get_available_providers(), ort.__version__)
         if provider != ort_providers.CUDA:
             self.name = f"onnxruntime, {provider.removesuffix('ExecutionProvider')} ({options.device})"
