@@ -24,6 +24,11 @@ from emag_export.packages import install_command
 
 __all__ = ["OnnxRuntimeEngine", "OrtOptions", "available_providers", "open_onnxruntime"]
 
+_NO_BFLOAT16 = (
+    "; it is bfloat16, which no CPU provider runs: take `device` cuda or `backend` torch, or build it with "
+    "`precision` fp32"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OrtOptions:
@@ -110,7 +115,10 @@ class OnnxRuntimeEngine:
         try:
             self._session = ort.InferenceSession(str(graph), session, providers=[ort_providers.CPU])
         except Exception as error:
-            raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {error}") from error
+            remedy = _NO_BFLOAT16 if any(tensor.dtype == "bfloat16" for tensor in spec.outputs) else ""
+            raise EngineError(
+                f"onnxruntime {ort.__version__} cannot load {graph}: {error}{remedy}"
+            ) from error
 
     def _open_on_cuda(self, ort: Any, graph: Path, session: Any, options: OrtOptions) -> None:
         provider = options.provider or ort_providers.CUDA
