@@ -78,13 +78,22 @@ def build(
         output: Folder of the bundle; None names it after model and variant: ``sd3-emag-q``.
         overwrite: Replace what is in the folder, once the new bundle is whole.
         progress: Told what is being done.
-        options: See :class:`BuildKeywords`.
+        **options: See :class:`BuildKeywords`.
+
+    Returns:
+        The finished bundle, opened read-only.
 
     Raises:
         ModelError: If the model cannot be used.
         InputError: If an option or the folder cannot be used.
         ExportError: If tracing or checking fails, or the disk is full.
         MissingDependencyError: If a package that exporting needs is absent.
+
+    Examples:
+        >>> import emag_export as emag
+        >>> bundle = emag.build("tiny-sd3", "bundle")  # it is there and up to date, so nothing is exported
+        >>> bundle.contract.blocks, bundle.contract.precision
+        ((3, 4, 5), 'float32')
     """
     from emag_export.exporter.describe.identify import finished_bundle, identify
 
@@ -110,6 +119,9 @@ def default_folder(model: str, options: BuildOptions) -> Path:
 
 def build_options(**keywords: Unpack[BuildKeywords]) -> BuildOptions:
     """The options that keywords mean.
+
+    Args:
+        **keywords: See :class:`BuildKeywords`.
 
     Raises:
         InputError: If a value is out of range, or two contradict each other.
@@ -158,7 +170,7 @@ def compile(
         bundle: The folder that :func:`build` wrote.
         backend: ``tensorrt`` or ``tensorrt-rtx``.
         progress: Told of every step of the builder.
-        options: See :class:`CompileKeywords`.
+        **options: See :class:`CompileKeywords`.
 
     Returns:
         The folder of the engines, inside the bundle.
@@ -167,6 +179,15 @@ def compile(
         InputError: If an option does not fit the backend or the model.
         MissingDependencyError: If the backend's module is absent.
         EngineError: If a build fails; plans that were finished stay.
+
+    Examples:
+        >>> import emag_export as emag
+        >>> emag.compile("bundle", backend="tensorrt-rtx", targets=["sm89"])  # doctest: +SKIP
+        PosixPath('bundle/engines/tensorrt-rtx-...-sm89')
+        >>> emag.compile("bundle", backend="tensorrt-rtx", targets=["sm80"])
+        Traceback (most recent call last):
+            ...
+        emag_export.errors.InputError: tensorrt-rtx builds for current, sm75, ..., not for 'sm80'; use ...
     """
     from emag_export.engines.tensorrt.build import plan_engine_build
     from emag_export.engines.tensorrt.flavour import flavour_of
@@ -179,6 +200,9 @@ def compile(
 
 def compile_options(**keywords: Unpack[CompileKeywords]) -> Any:
     """The ``EngineOptions`` that keywords mean.
+
+    Args:
+        **keywords: See :class:`CompileKeywords`.
 
     Raises:
         InputError: If a value is out of range.

@@ -55,7 +55,11 @@ what was checked."""
 
 
 def engine_graph_file(engine: str) -> str:
-    """Name of the graph that one backend takes instead of the standard one, over the same external data."""
+    """Name of the graph that one backend takes instead of the standard one, over the same external data.
+
+    Args:
+        engine: The backend, ``onnxruntime``.
+    """
     return f"{engine}.onnx"
 
 
@@ -81,6 +85,15 @@ class Bundle:
 
     Raises:
         BundleError: If the folder is not a bundle, or was written by a newer contract version.
+
+    Examples:
+        >>> from emag_export import Bundle
+        >>> bundle = Bundle("bundle")
+        >>> bundle.components
+        ['transformer', 'text_encoder', 'text_encoder_2', 'text_encoder_3', 'vae_decoder']
+        >>> bundle.contract.graph.inputs[0].dims, bundle.defaults.steps
+        (('trunk_rows', 8, '2*h', '2*w'), 28)
+        >>> bundle.check()  # every file against its SHA-256
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -166,7 +179,10 @@ class Bundle:
 
         Args:
             path: Where to; None replaces it.
-            changed: Options that shall differ.
+            **changed: Options that shall differ.
+
+        Returns:
+            A call of :func:`emag_export.build` as data; ``str()`` writes it in Python.
         """
         options = replace(self.options, **changed)
         where = {"output": self.path, "overwrite": True} if path is None else {"output": path}
@@ -204,7 +220,11 @@ class Bundle:
         return precision if self.quantisation is None else f"{precision} + {self.quantisation.scheme}"
 
     def ranges(self) -> Mapping[str, float]:
-        """Largest values that the calibration measured, by name of a linear; empty where there was none."""
+        """Largest values that the calibration measured, by name of a linear; empty where there was none.
+
+        Raises:
+            BundleError: If their file does not match its hash, or cannot be read.
+        """
         if RANGES not in self.files:
             return {}
         self.check(RANGES)
@@ -229,19 +249,37 @@ class Bundle:
         return dict(json.loads((self.path / "model_index.json").read_text("utf-8")))
 
     def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
-        """The checked configuration file of one component."""
+        """The checked configuration file of one component.
+
+        Args:
+            component: Folder in the bundle; ``scheduler`` and tokenizers count here, too.
+            name: Of the file.
+
+        Returns:
+            What its JSON says.
+
+        Raises:
+            BundleError: If it does not match its hash.
+        """
         relative = f"{component}/{name}"
         self.check(relative)
         return dict(json.loads((self.path / relative).read_text("utf-8")))
 
     def spec(self, component: str) -> GraphSpec:
-        """Inputs and outputs of one graph."""
+        """Inputs and outputs of one graph.
+
+        Args:
+            component: Folder in the bundle.
+        """
         if component == DENOISER:
             return self.contract.graph
         return self.manifest.graphs[component]
 
     def graph(self, component: str) -> Path:
         """Path of one graph, after checking the hashes of everything in its folder.
+
+        Args:
+            component: Folder in the bundle.
 
         Raises:
             BundleError: If the component is absent or a file does not match its hash.
@@ -261,6 +299,9 @@ class Bundle:
     def check(self, prefix: str = "") -> None:
         """Compare files whose relative path starts with ``prefix`` against their recorded hashes.
 
+        Args:
+            prefix: For example ``transformer/``; empty checks all.
+
         Raises:
             BundleError: Naming the first file that is missing or differs.
         """
@@ -279,6 +320,9 @@ class Bundle:
         Args:
             component: Folder in the bundle.
             engine: Backend whose own graph is taken, where the component has one.
+
+        Yields:
+            The ONNX file.
 
         Raises:
             BundleError: If the component is absent or a file does not match its hash; at the end of the

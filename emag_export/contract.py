@@ -86,7 +86,11 @@ class TensorSpec:
         return self.below == 2 and self.name.endswith("_mask")
 
     def nbytes(self, sizes: Sizes) -> int:
-        """Bytes this tensor takes at the given sizes."""
+        """Bytes this tensor takes at the given sizes.
+
+        Args:
+            sizes: Of every named dimension.
+        """
         count = 1
         for size in evaluate(self.dims, sizes):
             count *= size
@@ -109,6 +113,9 @@ class GraphSpec:
     def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """Sizes of the named dimensions for inputs of these shapes.
 
+        Args:
+            shapes: Of every input, by name.
+
         Raises:
             ContractError: If an input is missing or unknown, or a shape does not fit.
         """
@@ -120,11 +127,25 @@ class GraphSpec:
         return solve({spec.name: spec.dims for spec in self.inputs}, shapes)
 
     def input_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-        """Shape of every input under ``sizes``."""
+        """Shape of every input under ``sizes``.
+
+        Args:
+            sizes: Of every named dimension.
+
+        Returns:
+            By name.
+        """
         return {spec.name: evaluate(spec.dims, sizes) for spec in self.inputs}
 
     def output_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-        """Shape of every output under ``sizes``."""
+        """Shape of every output under ``sizes``.
+
+        Args:
+            sizes: Of every named dimension.
+
+        Returns:
+            By name.
+        """
         return {spec.name: evaluate(spec.dims, sizes) for spec in self.outputs}
 
 

@@ -60,6 +60,14 @@ class EmagError(Exception):
     Args:
         message: What was got, what was wanted, what to do.
         remedy: A call that mends it; follows the message.
+
+    Examples:
+        >>> import emag_export as emag
+        >>> try:
+        ...     emag.Pipeline.open("nowhere")
+        ... except emag.EmagError as error:
+        ...     print(f"{type(error).__name__}, exit code {error.exit_code}: {error.message}")
+        BundleError, exit code 4: nowhere is not a bundle: it has no bundle.json; make one
     """
 
     exit_code: int = 1

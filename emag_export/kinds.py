@@ -16,7 +16,16 @@ __all__ = ["KINDS", "Averaged", "KindFacts", "Renorm", "Variant", "member"]
 
 
 class Variant(StrEnum):
-    """What is done to the perturbed row in a candidate block."""
+    """What is done to the perturbed row in a candidate block.
+
+    Examples:
+        >>> from emag_export import Variant
+        >>> Variant("emag-q").name, f"{Variant.EMAG_Q}"
+        ('EMAG_Q', 'emag-q')
+        >>> from emag_export.kinds import KINDS
+        >>> [str(variant) for variant, kind in KINDS.items() if kind.averages is None]
+        ['identity', 'blur-query', 'skip']
+    """
 
     EMAG_Q = "emag-q"
     """Image-token queries, after QK normalisation, become their moving average."""
@@ -98,7 +107,13 @@ KINDS: Mapping[Variant, KindFacts] = MappingProxyType(
 
 
 class Renorm(StrEnum):
-    """How a partly replaced softmax row (``emag-i``, ``emag-t``) is brought back to sum one."""
+    """How a partly replaced softmax row (``emag-i``, ``emag-t``) is brought back to sum one.
+
+    Examples:
+        >>> from emag_export import Renorm
+        >>> [str(renorm) for renorm in Renorm]
+        ['row', 'img2txt_only', 'none']
+    """
 
     ROW = "row"
     """Divide the whole row by its sum."""
@@ -118,8 +133,16 @@ def member(kind: type[Member], value: str, what: str) -> Member:
         value: A member, or its value.
         what: Its name, for the error.
 
+    Returns:
+        The member.
+
     Raises:
-        InputError: If there is no such member.
+        InputError: If there is no such member, naming those there are.
+
+    Examples:
+        >>> from emag_export.kinds import Variant, member
+        >>> member(Variant, "skip", "variant")
+        <Variant.SKIP: 'skip'>
     """
     try:
         return kind(value)

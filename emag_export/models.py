@@ -59,6 +59,9 @@ class NegativeDefaults:
         """The model's defaults with this kind of negative.
 
         Here the scale stands inside CFG: u + w(p + s(c - p) - u), which is u + w(c - u) + w(s - 1)(c - p).
+
+        Args:
+            defaults: Of the model, for EMAG.
         """
         scale = defaults.guidance_scale
         return replace(

@@ -15,9 +15,18 @@ __all__ = ["BuildOptions", "Lora", "given"]
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """A file and how much of it is wanted."""
+    """A LoRA file and how much of it is wanted: it is merged into the transformer when a bundle is built.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from emag_export import Lora
+        >>> str(Lora(path=Path("ink.safetensors"), scale=0.8))
+        'ink.safetensors:0.8'
+        >>> loras = [Lora(path=Path("ink.safetensors")), ("paper.safetensors", 0.5)]  # as build() takes them
+    """
 
     path: Path
+    """As diffusers and PEFT write it, ``.safetensors``."""
     scale: float = 1.0
     """Dimensionless; 1 is what was trained, negative values subtract."""
 

@@ -36,7 +36,7 @@ def require_packages(*modules: str, purpose: str) -> None:
     """Refuse work that would stop halfway for want of a package. Nothing is imported.
 
     Args:
-        modules: Keys of :data:`EXTRAS`.
+        *modules: Keys of :data:`EXTRAS`.
         purpose: What needs them, for the error: ``"exporting"``.
 
     Raises:

@@ -8,7 +8,14 @@ __all__ = ["Event", "Progress", "silent"]
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something was begun, or got further."""
+    """Something was begun, or got further.
+
+    Examples:
+        >>> import emag_export as emag
+        >>> _ = emag.build("tiny-sd3", "bundle", progress=lambda event: print(event.component, event.phase))
+        source hash
+        bundle reuse
+    """
 
     component: str
     """What is worked on: a graph of a bundle, ``source``, ``bundle``, ``reference`` …"""

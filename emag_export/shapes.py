@@ -35,17 +35,30 @@ def _terms(dim: Dim) -> list[tuple[int, tuple[str, ...]]]:
 
 
 def symbols(dims: Iterable[Dim]) -> tuple[str, ...]:
-    """Names used in ``dims``, in order of first appearance."""
+    """Names used in ``dims``, in order of first appearance.
+
+    Args:
+        dims: Of one tensor or of several.
+    """
     return tuple(dict.fromkeys(name for dim in dims for _, names in _terms(dim) for name in names))
 
 
 def evaluate(dims: Iterable[Dim], sizes: Sizes) -> tuple[int, ...]:
-    """The concrete shape of ``dims`` under ``sizes``."""
+    """The concrete shape of ``dims`` under ``sizes``.
+
+    Args:
+        dims: Of one tensor.
+        sizes: Of the names in them, at least.
+    """
     return tuple(sum(number * prod(sizes[n] for n in names) for number, names in _terms(dim)) for dim in dims)
 
 
 def product(dims: Iterable[Dim]) -> Dim:
-    """How many elements axes of these sizes hold: ``("h", "w")`` is ``"h*w"``, ``(16, 16)`` is 256."""
+    """How many elements axes of these sizes hold: ``("h", "w")`` is ``"h*w"``, ``(16, 16)`` is 256.
+
+    Args:
+        dims: Numbers and single names.
+    """
     factors = list(dims)
     number = prod(factor for factor in factors if isinstance(factor, int))
     names = [factor for factor in factors if isinstance(factor, str)]
@@ -53,7 +66,12 @@ def product(dims: Iterable[Dim]) -> Dim:
 
 
 def without(dim: Dim, summand: Dim) -> Dim | None:
-    """What is left of a sum: ``"h*w+text"`` without ``"h*w"`` is ``"text"``; None where nothing is left."""
+    """What is left of a sum: ``"h*w+text"`` without ``"h*w"`` is ``"text"``; None where nothing is left.
+
+    Args:
+        dim: The sum.
+        summand: As it is written there.
+    """
     rest = [term for term in str(dim).split("+") if term != str(summand)]
     return "+".join(rest) or None
 

@@ -22,7 +22,19 @@ class EngineKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Options of a backend; what it does not know is refused where it differs from the default."""
+    """Options of a backend; what it does not know is refused where it differs from the default.
+
+    :meth:`~emag_export.runtime.pipeline.Pipeline.open` takes the same as keywords.
+
+    Examples:
+        >>> from emag_export import Bundle, EngineConfig
+        >>> from emag_export.engines.registry import open_backend
+        >>> bundle = Bundle("bundle")
+        >>> opener = open_backend(EngineConfig(backend="onnxruntime", threads=1), bundle)
+        >>> with opener(bundle, "vae_decoder") as decoder:
+        ...     decoder.name
+        'onnxruntime (cpu)'
+    """
 
     backend: str = "onnxruntime"
     """A name in :data:`~emag_export.engines.registry.BACKENDS`."""

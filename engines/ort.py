@@ -14,6 +14,7 @@ from emag_export.bundle import Bundle
 from emag_export.contract import STATE_PAIRS, GraphSpec
 from emag_export.engines import ort_providers
 from emag_export.engines.config import EngineConfig
+from emag_export.engines.cuda_device import check_gpu
 from emag_export.engines.limits import MAX_ELEMENTS, largest, what_fits
 from emag_export.engines.ort_cuda import CudaRuns, bind
 from emag_export.engines.protocol import allocate_outputs, check_feeds
@@ -22,6 +23,11 @@ from emag_export.errors import EngineError, InputError, MissingDependencyError
 from emag_export.packages import install_command
 
 __all__ = ["OnnxRuntimeEngine", "OrtOptions", "available_providers", "open_onnxruntime"]
+
+_NO_BFLOAT16 = (
+    "; it is bfloat16, which no CPU provider runs: take `device` cuda or `backend` torch, or build it with "
+    "`precision` fp32"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +115,14 @@ class OnnxRuntimeEngine:
         try:
             self._session = ort.InferenceSession(str(graph), session, providers=[ort_providers.CPU])
         except Exception as error:
-            raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {error}") from error
+            remedy = _NO_BFLOAT16 if any(tensor.dtype == "bfloat16" for tensor in spec.outputs) else ""
+            raise EngineError(
+                f"onnxruntime {ort.__version__} cannot load {graph}: {error}{remedy}"
+            ) from error
 
     def _open_on_cuda(self, ort: Any, graph: Path, session: Any, options: OrtOptions) -> None:
         provider = options.provider or ort_providers.CUDA
-        self.device = ort_providers.check_gpu(self.device)
+        self.device = check_gpu(self.device)
         ort_providers.check_provider(provider, ort.get_available_providers(), ort.__version__)
         if provider != ort_providers.CUDA:
             self.name = f"onnxruntime, {provider.removesuffix('ExecutionProvider')} ({options.device})"

@@ -16,7 +16,6 @@ __all__ = [
     "CUDA",
     "RTX",
     "TENSORRT",
-    "check_gpu",
     "check_provider",
     "is_out_of_memory",
     "provider_options",
@@ -38,24 +37,6 @@ _MINIMUM = {CUDA: (1, 30)}
 """Older versions give the memory of captured graphs to calls of other sizes: replays read what those left."""
 
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "cuda failure 2:")
-
-
-def check_gpu(device: torch.device) -> torch.device:
-    """The GPU that is meant, with its number.
-
-    Raises:
-        EngineError: If PyTorch, which owns all memory here, does not see it.
-    """
-    if not torch.cuda.is_available():
-        raise EngineError(
-            f"{device} was asked for, but PyTorch {torch.__version__} sees no GPU; check that nvidia-smi "
-            "lists one and that PyTorch was installed for CUDA, or run with `device` cpu"
-        )
-    index, count = device.index, torch.cuda.device_count()
-    index = torch.cuda.current_device() if index is None else index
-    if index >= count:
-        raise EngineError(f"{device} was asked for, this machine has cuda:0 to cuda:{count - 1}; take one")
-    return torch.device("cuda", index)
 
 
 def check_provider(provider: str, available: Sequence[str], version: str) -> None:

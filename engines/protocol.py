@@ -70,6 +70,11 @@ class Engine(Protocol):
 def check_feeds(spec: GraphSpec, feeds: Mapping[str, Tensor], device: torch.device) -> dict[str, int]:
     """Sizes of the named dimensions, after checking names, dtypes, shapes and device.
 
+    Args:
+        spec: Of the graph.
+        feeds: What it is fed, by name.
+        device: Where the engine runs.
+
     Raises:
         ContractError: Saying what was got, what was wanted, and what to do.
     """
@@ -95,6 +100,12 @@ def allocate_outputs(
     spec: GraphSpec, sizes: Mapping[str, int], device: torch.device, out: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """A buffer for every output: the caller's where given and fitting, otherwise a new one.
+
+    Args:
+        spec: Of the graph.
+        sizes: Of every named dimension in this call.
+        device: Where the engine runs.
+        out: Buffers of the caller, by name of the output.
 
     Raises:
         ContractError: If a given buffer has the wrong name, shape, dtype or layout.

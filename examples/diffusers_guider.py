@@ -1,6 +1,9 @@
-"""EMAG inside diffusers' own pipelines, without an export: ``python examples/diffusers_guider.py``.
+"""EMAG inside diffusers' own pipelines, without an export: CFG and hard negatives side by side.
 
-Draws with the embedded model, and writes pictures of CFG and of hard negatives side by side.
+    python examples/diffusers_guider.py
+
+Draws with the embedded model in PyTorch. Needs ``pip install "emag-export[report]"``. Takes half a minute.
+Writes ``out/diffusers.png``.
 """
 
 from pathlib import Path

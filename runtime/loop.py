@@ -78,7 +78,23 @@ def denoise(  # noqa: PLR0913  a run, and the three things that may come from ou
         weak: A weaker model whose prediction is the negative, in place of a perturbed row.
 
     Yields:
-        One :class:`DenoiseStep` per step; the last one holds the finished latents.
+        Every finished step, a :class:`DenoiseStep`; the last one holds the finished latents.
+
+    Examples:
+        >>> from emag_export import Pipeline
+        >>> from emag_export.runtime.keywords import request_for
+        >>> from emag_export.runtime.loop import denoise
+        >>> from emag_export.runtime.sampling.state import RunState
+        >>> with Pipeline.open("bundle") as pipeline:
+        ...     prepared = pipeline.prepare([request_for(pipeline.bundle, "a yellow ring", {"steps": 4})])
+        ...     plan, text = prepared.plan, prepared.conditioning
+        ...     run = RunState.start(plan.contract, prepared.latents, text.given)
+        ...     for step in denoise(pipeline.denoiser, plan, run, text):
+        ...         print(step.plan.index, step.plan.phase, int(step.mask.sum()))
+        0 track 0
+        1 guide 1
+        2 guide 1
+        3 plain 0
     """
     beside = None if weak is None else weak.start(plan, run.latents, conditioning)
     own = plan if weak is None else without_perturbed_rows(plan)

@@ -44,6 +44,12 @@ class Pipeline:
 
     Raises:
         InputError: If there are more tokens than the bundle was made for, or a component is not there.
+
+    Examples:
+        >>> import emag_export as emag
+        >>> with emag.Pipeline.open("bundle") as pipeline:
+        ...     pipeline.denoiser.name, pipeline.bundle.defaults.guidance
+        ('onnxruntime (cpu)', 'emag')
     """
 
     def __init__(
@@ -92,13 +98,26 @@ class Pipeline:
             bundle: The folder that ``build`` wrote.
             variant: Refuse a bundle of another one.
             max_sequence_length: Tokens of the text, at most the bundle's; None takes the bundle's.
-            engine: Fields of :class:`~emag_export.engines.config.EngineConfig`: ``backend``, ``device`` …
+            **engine: Fields of :class:`~emag_export.engines.config.EngineConfig`: ``backend``, ``device`` …
+
+        Returns:
+            The pipeline; close it, or use it in a ``with``.
 
         Raises:
             BundleError: If it is no bundle, or damaged.
             InputError: If an option does not fit.
             EngineError: If a component does not load.
             MissingDependencyError: If the backend's module is absent.
+
+        Examples:
+            >>> import emag_export as emag
+            >>> with emag.Pipeline.open("bundle", backend="onnxruntime", device="cpu", threads=1) as pipeline:
+            ...     str(pipeline.bundle.contract.variant)
+            'emag-q'
+            >>> emag.Pipeline.open("bundle", variant="skip")
+            Traceback (most recent call last):
+                ...
+            emag_export.errors.InputError: bundle holds the variant emag-q, skip was asked for; build it: ...
         """
         if unknown := [name for name in engine if name not in EngineKeywords.__annotations__]:
             known = ", ".join(("variant", "max_sequence_length", *EngineKeywords.__annotations__))
@@ -145,14 +164,21 @@ class Pipeline:
             prompt: One or several.
             images: Per prompt; their seeds count up.
             batch_size: Pictures per engine call.
-            sampling: ``guidance``, ``seed``, ``steps`` …, of :class:`SamplingKeywords`.
+            **sampling: ``guidance``, ``seed``, ``steps`` …, of :class:`SamplingKeywords`.
 
         Returns:
             PIL images, prompt by prompt, that remember their parameters and write them into PNGs.
 
         Raises:
             InputError: If a keyword or value cannot be used.
-            EngineError: If an engine fails.
+            EngineError: If an engine fails, or a picture is NaN or infinite.
+
+        Examples:
+            >>> import emag_export as emag
+            >>> with emag.Pipeline.open("bundle") as pipeline:
+            ...     pictures = pipeline.generate("a yellow ring", images=2, seed=1, guidance="cfg", steps=4)
+            >>> [picture.size for picture in pictures], pictures[0].info["Description"]
+            ([(64, 64), (64, 64)], 'a yellow ring')
         """
         requests = self._requests(prompt, images, sampling)
         pictures: list[Picture] = []
@@ -178,12 +204,25 @@ class Pipeline:
             prompt: One or several.
             images: Per prompt; their seeds count up.
             previews: Show in every step what the pictures are likely to be.
-            sampling: ``guidance``, ``seed``, ``steps`` …, of :class:`SamplingKeywords`.
+            **sampling: ``guidance``, ``seed``, ``steps`` …, of :class:`SamplingKeywords`.
+
+        Yields:
+            Every finished step.
 
         Raises:
             InputError: If a keyword or value cannot be used.
             BundleError: If previews are asked for and the bundle has none.
-            EngineError: If an engine fails.
+            EngineError: If an engine fails, or a picture is NaN or infinite.
+
+        Examples:
+            >>> import emag_export as emag
+            >>> with emag.Pipeline.open("bundle") as pipeline:
+            ...     for step in pipeline.stream("a small yellow ring", previews=True, steps=4):
+            ...         print(step.index, step.previews[0].size, len(step.images))
+            0 (64, 64) 0
+            1 (64, 64) 0
+            2 (64, 64) 0
+            3 (64, 64) 1
         """
         factors = preview_factors(self.bundle) if previews else None
         prepared = self.prepare(self._requests(prompt, images, sampling))
@@ -217,7 +256,25 @@ class Pipeline:
         ]
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
-        """Embed prompts."""
+        """Embed prompts; those that were embedded lately are remembered.
+
+        Args:
+            prompts: Text, or classes where the model is prompted by class.
+
+        Returns:
+            Tensors by name in ``contract.conditioning``, one row per prompt, and what was too long.
+
+        Raises:
+            InputError: If a prompt is no class of the model.
+            EngineError: If a text encoder fails.
+
+        Examples:
+            >>> import emag_export as emag
+            >>> with emag.Pipeline.open("bundle") as pipeline:
+            ...     encoded = pipeline.encode(["a small yellow ring", ""])
+            >>> {name: tuple(tensor.shape) for name, tensor in encoded.tensors.items()}
+            {'encoder_hidden_states': (2, 40, 128), 'pooled_projections': (2, 112)}
+        """
         return self._encoder.encode(prompts)
 
     def prepare(self, requests: Sequence[GenerationRequest]) -> Prepared:
@@ -226,8 +283,19 @@ class Pipeline:
         Args:
             requests: May differ in prompt, negative prompt and seed only: the batch runs in step.
 
+        Returns:
+            Plan, initial latents and conditioning, on the denoiser's device.
+
         Raises:
             InputError: If the requests cannot share a batch, or do not fit the bundle.
+
+        Examples:
+            >>> import emag_export as emag
+            >>> from emag_export.runtime.request import default_request
+            >>> with emag.Pipeline.open("bundle") as pipeline:
+            ...     prepared = pipeline.prepare([default_request(pipeline.bundle, "a small yellow ring")])
+            >>> tuple(prepared.latents.shape), len(prepared.plan.steps)
+            ((1, 8, 16, 16), 28)
         """
         return prepare(self.bundle, requests, self.encode, self.denoiser.device)
 
@@ -236,6 +304,27 @@ class Pipeline:
 
         The averages lie in buffers that the pipeline lends and takes back at the end of the run: those of a
         step's ``run`` are its caller's only until the next step, and the last one's until the next run.
+
+        Args:
+            prepared: Of :meth:`prepare`.
+
+        Yields:
+            Every finished step; the last one holds the finished latents.
+
+        Raises:
+            EngineError: If the engine fails.
+
+        Examples:
+            >>> import emag_export as emag
+            >>> from emag_export.runtime.keywords import request_for
+            >>> with emag.Pipeline.open("bundle") as pipeline:
+            ...     request = request_for(pipeline.bundle, "a small yellow ring", {"steps": 4, "seed": 1})
+            ...     for step in pipeline.denoise(pipeline.prepare([request])):
+            ...         print(step.plan.phase, tuple(step.latents.shape))
+            track (1, 8, 16, 16)
+            guide (1, 8, 16, 16)
+            guide (1, 8, 16, 16)
+            plain (1, 8, 16, 16)
         """
         plan, given = prepared.plan, prepared.conditioning
         with self._states.lend(plan.contract, prepared.latents, given.given) as start:
@@ -244,7 +333,24 @@ class Pipeline:
             )
 
     def decode(self, latents: Float[Tensor, "images channels latent_height latent_width"]) -> Pictures:
-        """Latents on any device to 8-bit sRGB pictures on the host; see :func:`decode_latents`."""
+        """Finished latents to pictures.
+
+        Args:
+            latents: As the denoiser has them, on any device.
+
+        Returns:
+            8-bit sRGB on the host, ``[images, height, width, 3]``.
+
+        Raises:
+            EngineError: If the decoder fails, or a picture is NaN or infinite.
+
+        Examples:
+            >>> import emag_export as emag, torch
+            >>> with emag.Pipeline.open("bundle") as pipeline:
+            ...     pixels = pipeline.decode(torch.zeros(2, 8, 16, 16))
+            >>> pixels.shape, pixels.dtype
+            ((2, 64, 64, 3), dtype('uint8'))
+        """
         return decode_latents(self._decoder, self._latents, latents)
 
 

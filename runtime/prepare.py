@@ -102,12 +102,21 @@ def initial_noise(
     """Standard normal latents, every image from its own generator: its batch does not change it.
 
     The numbers are those of diffusers' pipelines for the same CPU generators.
+
+    Args:
+        shape: Of one image.
+        generators: One per image, on the CPU.
     """
     return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
 
 
 def cads_annealer(plan: Plan, generators: Sequence[torch.Generator]) -> Anneal:
-    """CADS on the prompt embeddings, with noise from every image's own generator."""
+    """CADS on the prompt embeddings, with noise from every image's own generator.
+
+    Args:
+        plan: Of the run.
+        generators: One per image, on the CPU.
+    """
     config, name = plan.guidance.cads, family_of(plan.contract).annealed
     assert name is not None, "plan_request refuses such a guidance"
 

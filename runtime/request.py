@@ -65,6 +65,9 @@ class GenerationRequest:
     def sizes(self, bundle: Bundle) -> Sizes:
         """Named dimensions of the picture, image tokens along its sides.
 
+        Args:
+            bundle: That will run.
+
         Raises:
             InputError: If the size does not fit the model.
         """
@@ -77,6 +80,13 @@ class GenerationRequest:
 
 def plan_request(bundle: Bundle, request: GenerationRequest) -> Plan:
     """Steps and phases of a request.
+
+    Args:
+        bundle: That will run.
+        request: One picture.
+
+    Returns:
+        All steps of the run, laid out before it begins.
 
     Raises:
         InputError: If size, steps or guidance do not fit the bundle.
@@ -116,6 +126,10 @@ def _check_embedded_guidance(contract: DenoiserContract, request: GenerationRequ
 def choose_blocks(contract: DenoiserContract, request: GenerationRequest) -> Choose | None:
     """How the request chooses blocks; None leaves it to the kind of negative.
 
+    Args:
+        contract: Of the graph.
+        request: One picture.
+
     Raises:
         InputError: If a block is no candidate, or there are fewer candidates than are to be drawn.
     """
@@ -126,6 +140,10 @@ def choose_blocks(contract: DenoiserContract, request: GenerationRequest) -> Cho
 
 def check_prompts(bundle: Bundle, request: GenerationRequest) -> None:
     """Refuse prompts that the bundle does not know, before anything is opened. Any text is known as text.
+
+    Args:
+        bundle: That will run.
+        request: One picture.
 
     Raises:
         InputError: If the model is prompted by class and there is no such class, with the nearest names; or
@@ -153,13 +171,27 @@ def any_prompt(bundle: Bundle, text: str) -> str:
 
 
 def default_request(bundle: Bundle, prompt: str, variant: Variant | None = None) -> GenerationRequest:
-    """The bundle's own defaults for a prompt."""
+    """The bundle's own defaults for a prompt.
+
+    Args:
+        bundle: Gives them.
+        prompt: What to draw.
+        variant: Refuse a bundle of another one.
+
+    Raises:
+        InputError: If the bundle is of another variant.
+    """
     bundle.require_variant(variant)
     return request_of(bundle.defaults, prompt)
 
 
 def request_of(defaults: SamplingDefaults, prompt: str) -> GenerationRequest:
-    """A model's defaults for a prompt."""
+    """A model's defaults for a prompt.
+
+    Args:
+        defaults: Of the model.
+        prompt: What to draw.
+    """
     return GenerationRequest(
         prompt=prompt,
         height=defaults.height,

@@ -63,6 +63,21 @@ def step(
         ContractError: If a tensor does not fit the graph.
         EngineError: If the engine fails.
 
+    Examples:
+        >>> from emag_export import Pipeline
+        >>> from emag_export.runtime.request import default_request
+        >>> from emag_export.runtime.sampling.call import calls_of, place_calls
+        >>> from emag_export.runtime.sampling.state import RunState
+        >>> from emag_export.runtime.step import step
+        >>> with Pipeline.open("bundle") as pipeline:
+        ...     prepared = pipeline.prepare([default_request(pipeline.bundle, "a small yellow ring")])
+        ...     plan, text, x = prepared.plan, prepared.conditioning, prepared.latents
+        ...     calls = place_calls(calls_of(plan, images=1), plan.contract, x.device)
+        ...     run = RunState.start(plan.contract, x, text.given)
+        ...     after, found = step(pipeline.denoiser, calls[0], run, text.trunk(calls[0].rows))
+        >>> tuple(after.latents.shape), tuple(after.average.shape), tuple(found.mask.shape)
+        ((1, 8, 16, 16), (1, 3, 3, 8, 8, 32), (1, 3))
+
     Source:
         arXiv:2512.17303, eqs. 8-14; samplers in :mod:`emag_export.runtime.sampling.schedule`.
     """
@@ -98,6 +113,21 @@ def predict(
 
     Returns:
         The predictions, and all outputs of the graph.
+
+    Examples:
+        >>> from emag_export import Pipeline
+        >>> from emag_export.runtime.request import default_request
+        >>> from emag_export.runtime.sampling.call import calls_of, place_calls
+        >>> from emag_export.runtime.sampling.state import RunState
+        >>> from emag_export.runtime.step import predict
+        >>> with Pipeline.open("bundle") as pipeline:
+        ...     prepared = pipeline.prepare([default_request(pipeline.bundle, "a small yellow ring")])
+        ...     plan, text, x = prepared.plan, prepared.conditioning, prepared.latents
+        ...     calls = place_calls(calls_of(plan, images=1), plan.contract, x.device)
+        ...     run = RunState.start(plan.contract, x, text.given)
+        ...     predictions, outputs = predict(pipeline.denoiser, calls[0], run, text.trunk(calls[0].rows))
+        >>> tuple(predictions.cond.shape), sorted(outputs)
+        ((1, 8, 16, 16), ['ema_state_out', 'layer_delta', 'noise_pred'])
     """
     outputs = _call(engine, call, run, trunk, torch.zeros_like(run.delta) if mask is None else mask)
     channels = run.latents.shape[1]

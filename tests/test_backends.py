@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from emag_export.bundle import Bundle
+from emag_export.bundle import DENOISER, Bundle
 from emag_export.engines.config import EngineConfig
 from emag_export.engines.function import FunctionEngine
 from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.protocol import Engine
 from emag_export.engines.registry import BACKENDS, EngineOpener, open_backend
 from emag_export.engines.tensorrt.flavour import FLAVOURS
-from emag_export.errors import InputError
+from emag_export.errors import EngineError, InputError
 from emag_export.families.family import load
 
 
@@ -97,6 +97,13 @@ def test_a_device_that_a_backend_does_not_run_on_is_refused(
     with pytest.raises(InputError) as caught:
         open_backend(EngineConfig(backend=backend, device=device), bundle)
     assert str(caught.value) == says
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a GPU")
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch", "torch-compile"])
+def test_a_gpu_that_is_not_there_is_refused_before_a_model_is_loaded(bundle: Bundle, backend: str) -> None:
+    with pytest.raises(EngineError, match=r"cuda was asked for, but PyTorch .* sees no GPU: "):
+        open_backend(EngineConfig(backend=backend, device="cuda"), bundle)(bundle, DENOISER)
 
 
 @pytest.mark.parametrize(

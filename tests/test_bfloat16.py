@@ -14,14 +14,14 @@ from emag_export.engines.ort import OnnxRuntimeEngine
 from emag_export.engines.tensorrt.build import plan_engine_build
 from emag_export.engines.tensorrt.flavour import flavour_of
 from emag_export.engines.tensorrt.options import EngineOptions
-from emag_export.errors import ExportError
+from emag_export.errors import EngineError, ExportError
 from emag_export.exporter.build import build
 from emag_export.exporter.eager import open_eager, source_of
 from emag_export.exporter.graph.examples import DENOISER_CHECK_SIZES, random_inputs
 from emag_export.exporter.graph.upcast import upcast_graph, upcast_spec
 from emag_export.exporter.graph.verify import verify_graph
 from emag_export.options import BuildOptions
-from tests.bundles import once
+from tests.bundles import once, opener
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,13 @@ def test_it_is_written_in_the_first_opset_that_knows_it(bundle: Bundle) -> None:
         assert {entry.version for entry in model.opset_import if not entry.domain} == {22}
         kinds = {tensor.data_type for tensor in model.graph.initializer}
         assert onnx.TensorProto.BFLOAT16 in kinds, component
+
+
+def test_a_cpu_that_cannot_run_it_says_what_can(bundle: Bundle) -> None:
+    wanted = "it is bfloat16, which no CPU provider runs: take `device` cuda or `backend` torch"
+    for component in bundle.components:
+        with pytest.raises(EngineError, match=wanted):
+            opener()(bundle, component)
 
 
 @pytest.mark.parametrize("file", [GRAPH_FILE, engine_graph_file("onnxruntime")])

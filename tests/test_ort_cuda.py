@@ -1,5 +1,6 @@
 """onnxruntime on a GPU: what can be held without one, and, marked so, what cannot."""
 
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from emag_export.engines.cuda_device import check_gpu, why_no_gpu
 from emag_export.engines.eager import EagerEngine
 from emag_export.engines.ort import OnnxRuntimeEngine, OrtOptions, available_providers
 from emag_export.engines.ort_cuda import CudaRuns
@@ -15,7 +17,6 @@ from emag_export.engines.ort_providers import (
     CUDA,
     RTX,
     TENSORRT,
-    check_gpu,
     check_provider,
     is_out_of_memory,
     provider_options,
@@ -41,7 +42,8 @@ def graph(exported: Exporter) -> Exported:
 @without_gpu
 def test_a_missing_gpu_is_named_with_the_remedy(graph: Exported) -> None:
     with pytest.raises(
-        EngineError, match=r"^cuda was asked for, but PyTorch .* sees no GPU.*run with `device` cpu$"
+        EngineError,
+        match=r"^cuda was asked for, but PyTorch .* sees no GPU: .* Without one, run with `device` cpu$",
     ):
         OnnxRuntimeEngine(graph.path, graph.contract.graph, OrtOptions(device="cuda"))
 
@@ -50,6 +52,20 @@ def test_a_missing_gpu_is_named_with_the_remedy(graph: Exported) -> None:
 def test_an_unknown_device_is_refused(graph: Exported, device: str) -> None:
     with pytest.raises(InputError, match=f"{device}.*take cpu, cuda or cuda:0"):
         OnnxRuntimeEngine(graph.path, graph.contract.graph, OrtOptions(device=device))
+
+
+def test_a_build_of_pytorch_without_cuda_is_told_from_a_driver_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "a build without CUDA; install one with it" in str(why_no_gpu())
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert why_no_gpu() == "check the driver with: nvidia-smi"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: warnings.warn("driver is too old", stacklevel=1))
+    assert why_no_gpu() == "driver is too old"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert why_no_gpu() is None
 
 
 def test_a_gpu_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from emag_export.bundle import Bundle
 from emag_export.engines.function import FunctionEngine
 from emag_export.engines.protocol import Engine
-from emag_export.errors import BundleError, InputError
+from emag_export.errors import BundleError, EngineError, InputError
 from emag_export.records import parse_record
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.runtime.request import GenerationRequest, default_request
@@ -133,6 +133,22 @@ def test_engines_may_run_on_different_devices(host: tuple[str, ...], tiny_bundle
         assert last.latents.device.type == "meta"
         assert pipeline.decode(last.latents).dtype == np.uint8
         assert pipeline.decode(torch.zeros(last.latents.shape)).dtype == np.uint8
+
+
+def test_a_broken_picture_is_refused_and_says_whose_numbers_they_are(tiny_bundle: Path) -> None:
+    """Latents that are no numbers are the denoiser's; a decoder that overflows has finite ones."""
+    bundle = Bundle(tiny_bundle)
+    with Pipeline(bundle, opener()) as pipeline:
+        latents = torch.zeros(3, 8, 16, 16)
+        assert pipeline.decode(latents).shape == (3, 64, 64, 3)
+        latents[0, 0, 0, 0], latents[2, 5, 1, 1] = torch.nan, torch.inf
+        with pytest.raises(
+            EngineError, match=r"from the denoiser in picture 1, 3 of 3, .* bf16 or fp32"
+        ) as caught:
+            pipeline.decode(latents)
+        assert caught.value.parameters == ("precision", "guidance_scale", "emag_scale")
+        with pytest.raises(EngineError, match=r"from the decoder in picture 1 of 1, "):
+            pipeline.decode(torch.full((1, 8, 16, 16), 1e38))
 
 
 def test_requests_of_one_batch_share_a_plan(tiny_bundle: Path) -> None:

@@ -15,6 +15,7 @@ from emag_export.bundle import DENOISER, MANIFEST, Bundle
 from emag_export.cli.main import main
 from emag_export.cli.words import command_of
 from emag_export.errors import InputError
+from emag_export.exporter.build import build
 from emag_export.exporter.describe.identify import identify
 from emag_export.kinds import Variant
 from emag_export.manifest import Manifest
@@ -60,6 +61,7 @@ def described(model: str, options: BuildOptions, folder: Path) -> Bundle:
         preview=None,
         source=plan.provenance,
         encoders=encoders,
+        quantisation=plan.quantisation,
         files={},
     )
     folder.mkdir()
@@ -121,3 +123,63 @@ def test_a_change_is_part_of_the_call(tiny_bundle: Path, rebuilt: Callable[[str]
     call = Bundle(tiny_bundle).rebuild(Path("b"), variant=Variant.EMAG_I)
     _, output, options, _ = rebuilt(command_of(call))
     assert (output, options.variant) == (Path("b"), Variant.EMAG_I)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"variant": "emag"}, "variant emag-q, now emag"),
+        ({"precision": "fp16"}, {}, "precision float16, now float32"),
+        ({"quantize": "w8"}, {}, "quantisation int8 weights, now none"),
+        (
+            {"emag_candidates": [3]},
+            {"max_sequence_length": 7},
+            "candidate blocks 3, now 3, 4, 5; text tokens 20, now 7",
+        ),
+        (
+            {"components": [DENOISER]},
+            {"components": [DENOISER, "vae_decoder"]},
+            "components transformer, now transformer, vae_decoder",
+        ),
+    ],
+)
+def test_a_build_says_what_differs_in_the_bundle_that_is_there(
+    before: dict[str, Any], now: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    described("tiny-sd3", build_options(**before), tmp_path / "b")
+    with pytest.raises(InputError) as caught:
+        build("tiny-sd3", tmp_path / "b", build_options(**now))
+    assert caught.value.message == (
+        f"{tmp_path / 'b'} holds another bundle than was asked for ({said}); give another folder as "
+        "`output`, or replace it with `overwrite`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda data: data["source"]["versions"].update(torch="1.0"),
+            r"\(torch 1\.0, now 2\..*\); give another",
+        ),
+        (lambda data: data["source"]["versions"].pop("onnx"), r"\(onnx None, now 1\."),
+        (
+            lambda data: data["files"].update(x={"bytes": 1, "sha256": "0"}),
+            r"cannot be used \(.*x is missing; ",
+        ),
+        (lambda data: data.update(format_version=99), r"cannot be used \(.*format_version 99, .* upgrade"),
+        (lambda data: None, r"\(what this version of emag-export writes\)"),
+    ],
+)
+def test_a_build_says_that_versions_changed_or_files_are_damaged(
+    change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path
+) -> None:
+    described("tiny-sd3", BuildOptions(), tmp_path / "b")
+    file = tmp_path / "b" / MANIFEST
+    data = json.loads(file.read_text())
+    change(data)
+    if not data["files"]:
+        data["key"] = "0" * 64  # versions are part of what it is a hash of
+    file.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=said):
+        build("tiny-sd3", tmp_path / "b")

@@ -176,9 +176,9 @@ def test_the_commands_of_the_documents_run(server: Running, tmp_path: Path) -> N
     environment = {**os.environ, "OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": KEY}
     example = [sys.executable, str(root / "examples" / "openai_client.py")]
     subprocess.run(example, cwd=tmp_path, env=environment, check=True, timeout=60)
-    drawn = {path.name for path in tmp_path.glob("*.png")}
+    drawn = {path.name for path in (tmp_path / "out").iterdir()}
     assert drawn == {"picture-0.png", "picture-1.png", "preview-0.png", "preview-1.png", "streamed.png"}
     first, streamed = (
-        read_picture_record(tmp_path / f"{name}.png").request for name in ("picture-0", "streamed")
+        read_picture_record(tmp_path / "out" / f"{name}.png").request for name in ("picture-0", "streamed")
     )
     assert first == streamed

@@ -90,7 +90,10 @@ def test_a_plan_of_another_gpu_or_version_is_not_taken(
 ) -> None:
     if version is not None:
         monkeypatch.setattr(Flavour, "version", lambda self: version)
-    wanted = r"has no engines for .* It has tensorrt-rtx-.*-sm89\. Build them: emag_export\.compile\("
+    wanted = (
+        r"has no engines for .* It has tensorrt-rtx-.*-sm89, and engines run with the version and on the "
+    )
+    wanted += r"GPU that they were built for\. Build them: emag_export\.compile\("
     with pytest.raises(EngineError, match=wanted) as caught:
         find_engine_folder(bundle, flavour_of(name), gpu)
     assert caught.value.remedy == compile_call(bundle, name)

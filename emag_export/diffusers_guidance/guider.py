@@ -58,6 +58,12 @@ class EMAGuidance(BaseGuidance):  # type: ignore[misc]
         MissingDependencyError: If this diffusers calls guiders in another way.
         InputError: If the scale is not finite.
 
+    Examples:
+        >>> from emag_export import EMAGuidance
+        >>> guider = EMAGuidance(guidance_scale=4.0, variant="emag-q", model="tiny-sd3")
+        >>> guider.num_conditions, EMAGuidance(guidance_scale=1.0).num_conditions  # batches of a step
+        (2, 1)
+
     In the first step of a run, what :func:`~emag_export.diffusers_guidance.negative.negative_of` and
     :func:`~emag_export.diffusers_guidance.checks.require_model` refuse is refused as well.
 

@@ -26,17 +26,27 @@ def guide_pipeline(pipeline: Any, **words: Unpack[NegativeKeywords]) -> "GuidedP
     The pipeline is called as always, with its own guidance scale; at 1 or below it has no CFG, and EMAG
     guides alone. Weights, configuration and classes stay as they are.
 
-        with guide_pipeline(pipeline, variant="emag-q"):
-            picture = pipeline("a red circle", guidance_scale=4.0).images[0]
-
     Args:
         pipeline: Of one of the classes that :data:`emag_export.families.FAMILIES` names, not compiled.
-        words: See :class:`~emag_export.diffusers_guidance.negative.NegativeKeywords`.
+        **words: See :class:`~emag_export.diffusers_guidance.negative.NegativeKeywords`.
+
+    Returns:
+        What guides it, until its ``with`` is left or :meth:`GuidedPipeline.undo` is called.
 
     Raises:
         ModelError: If the pipeline is of another class, or of a diffusers that it cannot be guided in.
         InputError: If it is guided already; or as
             :func:`~emag_export.diffusers_guidance.negative.negative_of`.
+
+    Examples:
+        >>> from diffusers import StableDiffusion3Pipeline
+        >>> from emag_export import guide_pipeline
+        >>> from emag_export.tiny_sd3 import MODEL_DIR
+        >>> pipeline = StableDiffusion3Pipeline.from_pretrained(MODEL_DIR)
+        >>> asked = {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 4.0}
+        >>> with guide_pipeline(pipeline, variant="emag-q", model="tiny-sd3"):
+        ...     pipeline("a small yellow ring", **asked).images[0].size
+        (64, 64)
 
     Source:
         arXiv:2512.17303, eqs. 8-14, per image; :mod:`emag_export.kinds` names the sources of other negatives.

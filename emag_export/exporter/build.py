@@ -6,6 +6,7 @@ from pathlib import Path
 
 from emag_export.bundle import DENOISER, RANGES, Bundle
 from emag_export.contract import GraphSpec
+from emag_export.exporter.describe.difference import refuse_other_bundle
 from emag_export.exporter.describe.identify import BuildPlan, finished_bundle, identify
 from emag_export.exporter.graph.export import component_spec, export_component
 from emag_export.exporter.preview import fit_preview
@@ -89,6 +90,8 @@ def perform(
         ExportError: If tracing or checking fails, or the disk is full.
     """
     source, contract = plan.source, plan.contract
+    if not overwrite:
+        refuse_other_bundle(plan, out)
     require_free_target(out, overwrite=overwrite)
     needs = needs_of(plan)
     require_disk_space(out, needs.disk)

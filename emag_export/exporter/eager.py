@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
 
 from emag_export.bundle import DENOISER, Bundle
 from emag_export.contract import DenoiserContract, GraphSpec
 from emag_export.engines.compiled import CompiledEngine
 from emag_export.engines.config import EngineConfig
+from emag_export.engines.cuda_device import check_gpu
 from emag_export.engines.eager import EagerEngine
 from emag_export.errors import ModelError
 from emag_export.exporter.describe.identify import resolve
@@ -101,10 +103,18 @@ def open_denoiser(
 
 def open_torch(config: EngineConfig, bundle: Bundle) -> Callable[[Bundle, str], EagerEngine]:
     """A function that opens components; see :func:`~emag_export.engines.registry.open_backend`."""
+    _check_device(config)
     return open_eager(source_of(bundle, config.source), config.device)
 
 
 def open_torch_compile(config: EngineConfig, bundle: Bundle) -> Callable[[Bundle, str], EagerEngine]:
     """Likewise, with the denoiser compiled."""
+    _check_device(config)
     compiled = partial(CompiledEngine, cuda_graphs=config.cuda_graphs)
     return open_eager(source_of(bundle, config.source), config.device, compiled)
+
+
+def _check_device(config: EngineConfig) -> None:
+    """Refuse a GPU that is not there before a model is loaded."""
+    if config.device.startswith("cuda"):
+        check_gpu(torch.device(config.device))

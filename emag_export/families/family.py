@@ -37,7 +37,11 @@ Config = Mapping[str, Any]
 
 
 def load(name: str) -> Any:
-    """The object ``"package.module:attribute"``, imported now."""
+    """The object ``"package.module:attribute"``, imported now.
+
+    Args:
+        name: Module and attribute, with a colon between them.
+    """
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
@@ -109,7 +113,12 @@ class Component:
     """Bytes of its half-precision graph, in multiples of half precision throughout."""
 
     def weights_precision(self, config: Config, precision: str) -> str:
-        """In which its weights are loaded for a bundle of this precision."""
+        """In which its weights are loaded for a bundle of this precision.
+
+        Args:
+            config: The component's own.
+            precision: Of the bundle, a dtype.
+        """
         return "float32" if precision == "float16" and self.keeps_float32(config) else precision
 
 
@@ -176,11 +185,19 @@ class Family:
     """``module:function`` that opens a checkpoint of one file; None where there is no such format."""
 
     def part(self, name: str) -> Any:
-        """The family's module ``graph``, ``prompt`` or ``oracle``."""
+        """The family's module ``graph``, ``prompt`` or ``oracle``.
+
+        Args:
+            name: One of the three.
+        """
         return import_module(f"emag_export.families.{self.name}.{name}")
 
     def component(self, name: str) -> Component:
-        """The component of this name."""
+        """The component of this name.
+
+        Args:
+            name: Its folder in a bundle.
+        """
         return next(component for component in self.components if component.name == name)
 
     @property

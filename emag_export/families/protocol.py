@@ -34,7 +34,11 @@ Attend = Callable[[Heads], Tensor]
 
 
 def plain(heads: Heads) -> Float[Tensor, "rows heads tokens head_dim"]:
-    """Attention as the model was trained with."""
+    """Attention as the model was trained with.
+
+    Args:
+        heads: Queries, keys and values.
+    """
     return scaled_dot_product_attention(heads.query, heads.key, heads.value, attn_mask=heads.bias)
 
 
@@ -51,11 +55,19 @@ class Flow:
         return self.rows[name] if name in self.rows else self.shared[name]
 
     def with_rows(self, **rows: Tensor) -> "Flow":
-        """The same with some tensors exchanged."""
+        """The same with some tensors exchanged.
+
+        Args:
+            **rows: By name.
+        """
         return replace(self, rows={**self.rows, **rows})
 
     def gather(self, index: Int[Tensor, " branch"]) -> "Flow":
-        """The rows that continue behind the fork, in their order."""
+        """The rows that continue behind the fork, in their order.
+
+        Args:
+            index: Trunk row of every branch row.
+        """
         return replace(self, rows={name: tensor.index_select(0, index) for name, tensor in self.rows.items()})
 
 
@@ -63,6 +75,9 @@ def numbers(weight: Tensor) -> Tensor:
     """The numbers of a weight, which an export leaves unread until they are written.
 
     A family that looks at what a weight holds must ask for it here.
+
+    Args:
+        weight: Of the model.
     """
     read = getattr(weight, "read_stored", None)
     return weight if read is None else read()
@@ -85,10 +100,24 @@ class Blocks(Protocol):
         """Tables that torch computes once, so that no other library has to: ``embed`` gets them by name."""
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Flow:
-        """The trunk rows' flow into the first block, from the graph's inputs and :attr:`constants`."""
+        """The trunk rows' flow into the first block, from the graph's inputs and :attr:`constants`.
+
+        Args:
+            inputs: By name.
+        """
 
     def block(self, index: int, flow: Flow, attend: Attend) -> Flow:
-        """One block; its self- or joint attention is ``attend``'s."""
+        """One block; its self- or joint attention is ``attend``'s.
+
+        Args:
+            index: Of the block, from 0.
+            flow: Into it.
+            attend: Called with what the block attends with.
+        """
 
     def head(self, flow: Flow) -> Float[Tensor, "rows channels *sides"]:
-        """The prediction, in the shape of the latents and with the sign and scale that the contract names."""
+        """The prediction, in the shape of the latents and with the sign and scale that the contract names.
+
+        Args:
+            flow: Behind the last block.
+        """

@@ -99,7 +99,7 @@ class SourceModel:
         Args:
             component: Folder.
             model_class: Its class in diffusers or transformers.
-            options: For ``from_pretrained``: the wanted dtype.
+            **options: For ``from_pretrained``: the wanted dtype.
 
         Raises:
             ModelError: If the weights are not whole.
@@ -122,7 +122,7 @@ class SourceModel:
             dtype: Of the weights, as PyTorch names it.
 
         Returns:
-            A :class:`~emag_export.families.unread.Unread`; None where only :meth:`load` can read this layout.
+            What reads its weights one by one; None where only :meth:`load` can read this layout.
 
         Raises:
             ModelError: If the weights are not whole.

@@ -92,7 +92,7 @@ def unread_files(
 
     Returns:
         None where a weight has another name or shape in the files: older layouts, which the library itself
-        must load.
+            must load.
 
     Raises:
         ModelError: If a file is damaged or cut.

@@ -145,7 +145,8 @@ def _decoder(bundle: Bundle, open_engine: EngineOpener) -> Iterator[Decode | Non
     home = home_of(bundle, family.decoder)
     facts = family.latents(home.config(family.decoder))
     with open_engine(home, family.decoder) as decoder:
-        yield lambda latents: decode_latents(decoder, facts, latents)
+        # A broken picture is a figure of the comparison, not its end.
+        yield lambda latents: decode_latents(decoder, facts, latents, refuse_broken=False)
 
 
 def _embeddings(bundle: Bundle, prepared: Prepared) -> str:

@@ -77,7 +77,7 @@ def with_floor(
         open_floor: Opens the module that was exported, in the precision of the graph; called before the
             first step, and closed after the last.
         judges: Whether engines are held against its errors; else only what becomes of c - p is kept, for
-        people.
+            people.
     """
     with open_floor() as engine:
         for step in steps:

@@ -88,7 +88,7 @@ def two_pass_denoise(
         noise: For samplers that add noise.
 
     Yields:
-        One :class:`ReferenceStep` per step.
+        Every step, a :class:`ReferenceStep`.
 
     Raises:
         ModelError: If the plan is for another model, or its attention cannot be watched.

@@ -75,7 +75,7 @@ def watched(blocks: Sequence[nn.Module], handlers: Mapping[int, Handler]) -> Ite
 
     Raises:
         ModelError: If a block was run without its attention having been seen: another attention backend is
-        set.
+            set.
     """
     watch = _Watch()
     with ExitStack() as stack:

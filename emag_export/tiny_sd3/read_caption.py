@@ -25,7 +25,7 @@ def read_caption(text: str) -> Scene | None:
 
     Returns:
         The scene without places and radii, which no caption gives; None if the text is no caption, leaves
-        something out, or names a colour twice, so that nothing could be measured.
+            something out, or names a colour twice, so that nothing could be measured.
     """
     words = " ".join(_PLAIN.get(word, word) for word in text.casefold().rstrip(". ").split())
     for prefix in PREFIXES:

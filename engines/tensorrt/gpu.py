@@ -1,7 +1,6 @@
 """The GPU of this machine, as far as building and running engines cares."""
 
 import re
-import warnings
 from dataclasses import dataclass
 
 from emag_export.engines.tensorrt.flavour import Flavour
@@ -43,16 +42,9 @@ def current_gpu(flavour: Flavour, *, instead: str = "use `backend` onnxruntime")
     """
     import torch
 
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        available = torch.cuda.is_available()
-    if not available:
-        if torch.version.cuda is None:
-            reason = (
-                "this PyTorch is a build without CUDA; install one with it: https://pytorch.org/get-started"
-            )
-        else:
-            reason = next((str(w.message) for w in said), "check the driver with: nvidia-smi")
+    from emag_export.engines.cuda_device import why_no_gpu
+
+    if (reason := why_no_gpu()) is not None:
         raise EngineError(
             f"{flavour.backend} needs an NVIDIA GPU and PyTorch sees none: {reason}. Without a GPU, {instead}"
         )

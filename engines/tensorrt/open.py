@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["find_engine_folder", "open_compiled", "open_tensorrt"]
 
+_BOUND = "engines run with the version and on the GPU that they were built for"
+
 
 def find_engine_folder(bundle: Bundle, flavour: Flavour, gpu: Gpu) -> EngineFolder:
     """The folder of plans that fits the installed version and this GPU.
@@ -39,7 +41,7 @@ def find_engine_folder(bundle: Bundle, flavour: Flavour, gpu: Gpu) -> EngineFold
         if header.backend == flavour.backend and header.version == version and fits:
             return EngineFolder(path, compile_call(bundle, flavour.backend, header.targets))
         others.append(path.name)
-    there = f" It has {', '.join(others)}." if others else ""
+    there = f" It has {', '.join(others)}, and {_BOUND}." if others else ""
     raise EngineError(
         f"{bundle.path} has no engines for {flavour.backend} {version} on {gpu.name} ({gpu.target}).{there} "
         "Build them",

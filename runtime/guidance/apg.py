@@ -60,15 +60,26 @@ def apg(
     """Guide in x0 space with momentum, a norm limit and an orthogonal projection.
 
     Args:
-        latents: x at this step.
-        cond: Prediction given the prompt.
-        uncond: Prediction without it.
+        latents: x at this step, latent units.
+        cond: Prediction given the prompt: a velocity, latent units per unit sigma, or epsilon.
+        uncond: Prediction without it, same units.
         momentum: M of the previous step, in latent units; zeros at the first.
         clean: x0 of a prediction, and back.
         terms: Settings.
 
     Returns:
         The guided prediction, and M of this step.
+
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.guidance.apg import ApgConfig, apg
+        >>> from emag_export.runtime.guidance.clean import Clean
+        >>> from emag_export.runtime.guidance.rules import cfg
+        >>> x, c, u = torch.randn(3, 1, 4, 8, 8)
+        >>> without = ApgConfig(scale=7.0, eta=1.0, norm_threshold=float("inf"), momentum=0.0).terms
+        >>> guided, momentum = apg(x, c, u, torch.zeros_like(x), Clean.of(1.0, -0.5), without)
+        >>> torch.allclose(guided, cfg(u, c, 7.0), atol=1e-3)  # without its three ideas, APG is CFG
+        True
 
     Source:
         arXiv:2410.02416, algorithm 1, applied per image.

@@ -26,6 +26,12 @@ def blur_matrix(size: int, sigma: float, device: torch.device) -> Float[Tensor, 
     Returns:
         float32; every row sums to 1.
 
+    Examples:
+        >>> import math, torch
+        >>> from emag_export.runtime.guidance.blur import blur_matrix
+        >>> blur_matrix(4, math.inf, torch.device("cpu"))[0]
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+
     Source:
         arXiv:2408.00760 and its code: ``ceil(6 sigma)`` taps, one more if that is even, reflected at the
         border without repeating the edge. The reflection goes back and forth where the kernel is longer than

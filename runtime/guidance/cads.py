@@ -34,6 +34,19 @@ class CadsConfig:
 def cads_gamma(index: int, steps: int, config: CadsConfig) -> float:
     """How much of the condition is left at step ``index`` of ``steps``: 0 none, 1 all.
 
+    Args:
+        index: From 0, the noisiest step first.
+        steps: Of the run.
+        config: Settings.
+
+    Returns:
+        gamma, 0 to 1.
+
+    Examples:
+        >>> from emag_export.runtime.guidance.cads import CadsConfig, cads_gamma
+        >>> [cads_gamma(index, 4, CadsConfig()) for index in range(4)]
+        [0.0, 0.625, 1.0, 1.0]
+
     Source:
         arXiv:2310.17347, eq. 2, with t = 1 - index / steps.
     """
@@ -56,6 +69,17 @@ def cads(
         gamma: From :func:`cads_gamma`; 1 returns ``embeds``.
         config: Settings.
         mask: 1 for tokens that are real; None where all are. What padding becomes does not matter.
+
+    Returns:
+        The annealed embedding, same shape.
+
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.guidance.cads import CadsConfig, cads
+        >>> embeds, noise = torch.randn(2, 1, 40, 128)
+        >>> mixed = cads(embeds, noise, 0.5, CadsConfig())
+        >>> torch.allclose(mixed.std(), embeds.std()), torch.equal(mixed, embeds)
+        (True, False)
 
     Source:
         arXiv:2310.17347, eqs. 3 and 4; statistics over all real tokens and channels of one image.

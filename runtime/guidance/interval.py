@@ -19,6 +19,14 @@ def in_interval(index: int, steps: int, interval: tuple[float, float]) -> bool:
         steps: :math:`n`.
         interval: Low and high, fractions of the run.
 
+    Returns:
+        Whether the step lies in the interval.
+
+    Examples:
+        >>> from emag_export.runtime.guidance.interval import in_interval
+        >>> [in_interval(index, 5, (0.25, 0.75)) for index in range(5)]
+        [False, True, True, True, False]
+
     Source:
         arXiv:2404.07724, section 3, which guides where :math:`\sigma_{lo} < \sigma_i \le \sigma_{hi}`, with
         sigma the standard deviation of the noise over unscaled latents: :math:`t/(1-t)` at level t of a flow,
@@ -33,8 +41,18 @@ def in_interval(index: int, steps: int, interval: tuple[float, float]) -> bool:
 def require_interval(interval: tuple[float, float]) -> None:
     """Refuse what is no interval of a run.
 
+    Args:
+        interval: Low and high, fractions of the run.
+
     Raises:
         InputError: If it is not low and high with 0 <= low <= high <= 1.
+
+    Examples:
+        >>> from emag_export.runtime.guidance.interval import require_interval
+        >>> require_interval((0.8, 0.2))
+        Traceback (most recent call last):
+            ...
+        emag_export.errors.InputError: `guidance_interval` is 0.8 to 0.2; give two fractions of the run, ...
     """
     low, high = interval
     if not 0 <= low <= high <= 1:

@@ -21,6 +21,16 @@ def keep_norm(guided: Rows, cond: Rows, patch: Sequence[int]) -> Rows:
         cond: :math:`c`, prediction given the prompt, as the model made it.
         patch: Latents of a token along every side.
 
+    Returns:
+        The guided prediction, every token of it scaled.
+
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.guidance.norm import keep_norm
+        >>> c = torch.randn(1, 4, 8, 8)
+        >>> torch.allclose(keep_norm(3 * c, c, patch=(2, 2)), c, atol=1e-5)
+        True
+
     Source:
         diffusers' ``QwenImagePipeline``, behind ``true_cfg_scale``; there tokens are packed 2 x 2.
     """

@@ -43,7 +43,17 @@ def cfg(uncond: Rows, cond: Rows, scale: Number) -> Rows:
     Args:
         uncond: Velocity without the prompt, latent units per unit sigma.
         cond: Velocity given the prompt, same units.
-        scale: :math:`w`; 1 returns ``cond``.
+        scale: :math:`w`, dimensionless; 1 returns ``cond``.
+
+    Returns:
+        The guided velocity, same units.
+
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.guidance.rules import cfg
+        >>> u, c = torch.zeros(1, 4, 8, 8), torch.ones(1, 4, 8, 8)
+        >>> cfg(u, c, 7.0).unique()
+        tensor([7.])
 
     Source:
         arXiv:2207.12598, eq. 6, in the form whose scale 1 is no guidance.
@@ -57,7 +67,17 @@ def emag(cond: Rows, perturbed: Rows, scale: Number) -> Rows:
     Args:
         cond: Velocity given the prompt, latent units per unit sigma.
         perturbed: Velocity with one block's attention replaced by its moving average, same units.
-        scale: :math:`s`; 1 returns ``cond``, so the result is plain CFG.
+        scale: :math:`s`, dimensionless; 1 returns ``cond``, so the result is plain CFG.
+
+    Returns:
+        The conditional velocity to guide with, same units.
+
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.guidance.rules import emag
+        >>> c, p = torch.ones(1, 4, 8, 8), torch.full((1, 4, 8, 8), 0.5)
+        >>> emag(c, p, 1.5).unique()
+        tensor([1.2500])
 
     Source:
         arXiv:2512.17303, eq. 14 (v2 numbering).
@@ -105,13 +125,31 @@ GUIDANCES: Mapping[str, GuidanceRule] = MappingProxyType(
 
 
 def unperturbed(name: str) -> str:
-    """A guidance without its hard negative: CFG, or ``none`` where there is no unconditional row."""
+    """A guidance without its hard negative: CFG, or ``none`` where there is no unconditional row.
+
+    Args:
+        name: In :data:`GUIDANCES`.
+
+    Examples:
+        >>> from emag_export.runtime.guidance.rules import unperturbed
+        >>> unperturbed("emag+apg"), unperturbed("emag-only")
+        ('cfg', 'none')
+    """
     return "cfg" if GUIDANCES[name].uncond else "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """A named rule and its scales; the defaults are the paper's for SD3-medium."""
+    """A named rule and its scales; the defaults are the paper's for SD3-medium.
+
+    Examples:
+        >>> from emag_export.runtime.guidance.rules import Guidance
+        >>> guidance = Guidance(name="emag", scale=4.0, interval=(0.2, 0.8), rescale=0.7)
+        >>> guidance.modifiers
+        ('interval 0.2 to 0.8', 'rescale 0.7')
+        >>> [guidance.rule_at(index, 28).uncond for index in (0, 14, 27)]  # is an unconditional row sent?
+        [False, True, False]
+    """
 
     name: str = "emag"
     scale: float = 7.0
@@ -197,7 +235,11 @@ class Predictions:
     """Equal to ``cond`` outside the perturb window."""
 
     def select(self, images: Int[Tensor, " selected"]) -> "Predictions":
-        """Those of some images."""
+        """Those of some images.
+
+        Args:
+            images: Their places, from 0.
+        """
         uncond, cond = self.uncond, self.cond.index_select(0, images)
         return Predictions(
             uncond=None if uncond is None else uncond.index_select(0, images),
@@ -206,7 +248,11 @@ class Predictions:
         )
 
     def first(self, channels: int) -> "Predictions":
-        """Their first so many channels."""
+        """Their first so many channels.
+
+        Args:
+            channels: How many.
+        """
         cond = self.cond[:, :channels]
         return Predictions(
             uncond=None if self.uncond is None else self.uncond[:, :channels],
@@ -228,7 +274,12 @@ class Terms:
 
     @classmethod
     def of(cls, guidance: Guidance, clean: Clean) -> Self:
-        """The same for all images."""
+        """The same for all images.
+
+        Args:
+            guidance: With the scales.
+            clean: Coefficients of the step.
+        """
         return cls(
             scale=guidance.scale,
             emag_scale=guidance.emag_scale,
@@ -250,6 +301,21 @@ def combine(
         latents: x of this step; only APG looks at it.
         momentum: Result of the previous step, zeros at the first. Without an unconditional prediction, and
             in channels that are not guided, it stays as it is.
+
+    Returns:
+        The guided prediction, in the units of the predictions, and the momentum, in latent units.
+
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.guidance.clean import Clean
+        >>> from emag_export.runtime.guidance.rules import Guidance, Predictions, Terms, combine
+        >>> x, u, c, p = (torch.full((1, 4, 8, 8), value) for value in (3.0, 0.0, 1.0, 0.5))
+        >>> guidance = Guidance(name="emag", scale=4.0, emag_scale=1.5)
+        >>> terms = Terms.of(guidance, Clean.of(1.0, -0.5))
+        >>> predictions = Predictions(uncond=u, cond=c, perturbed=p)
+        >>> guided, momentum = combine(guidance.rule, terms, predictions, x, torch.zeros_like(x))
+        >>> guided.unique()  # 0 + 4 (0.5 + 1.5 (1 - 0.5) - 0)
+        tensor([5.])
     """
     channels = rule.channels
     if channels is None or channels >= latents.shape[1]:

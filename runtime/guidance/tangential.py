@@ -25,7 +25,14 @@ def tangential(cond: Rows, uncond: Rows) -> Rows:
 
     Returns:
         The damped unconditional prediction. Where neither direction comes first, as for orthogonal
-        predictions of one length, it is half of ``uncond``.
+            predictions of one length, it is half of ``uncond``.
+
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.guidance.tangential import tangential
+        >>> c = torch.randn(1, 4, 8, 8)
+        >>> torch.allclose(tangential(c, 0.5 * c), 0.5 * c, atol=1e-6)  # along c already: nothing is dropped
+        True
 
     Source:
         arXiv:2503.18137, algorithm 1, image by image.

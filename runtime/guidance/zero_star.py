@@ -21,6 +21,13 @@ def optimised_scale(cond: Rows, uncond: Rows) -> Float[Tensor, "images ..."]:
     Returns:
         One number per image, with as many axes as the predictions; 0 where ``uncond`` is 0.
 
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.guidance.zero_star import optimised_scale
+        >>> c = torch.randn(1, 4, 8, 8)
+        >>> optimised_scale(c, 0.5 * c).flatten()
+        tensor([2.])
+
     Source:
         arXiv:2503.18886, algorithm 1; the products are sums over all numbers of an image.
     """

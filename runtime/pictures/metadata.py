@@ -109,6 +109,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 def read_picture_record(path: Path) -> PictureRecord:
     """What :func:`save_picture` wrote.
 
+    Args:
+        path: A PNG.
+
     Raises:
         InputError: If the file is no PNG of ours.
         BundleError: If its record is damaged or of another version.

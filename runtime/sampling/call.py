@@ -72,7 +72,15 @@ class PlacedCall:
 
 
 def calls_of(plan: Plan, images: int) -> list[list[ImageStep]]:
-    """The calls of a run in which all images go through the same plan."""
+    """The calls of a run in which all images go through the same plan.
+
+    Args:
+        plan: Of the run.
+        images: How many.
+
+    Returns:
+        One list per step, with an entry per image.
+    """
     return [[ImageStep(step=step, guidance=plan.guidance)] * images for step in plan.steps]
 
 

@@ -38,11 +38,19 @@ class Conditioning:
         return next(iter(self.given.values())).shape[0]
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """The same on another device.
+
+        Args:
+            device: Where it is needed.
+        """
         return self._each(lambda tensor: tensor.to(device))
 
     def select(self, images: Sequence[int]) -> Self:
-        """That of some images, in this order."""
+        """That of some images, in this order.
+
+        Args:
+            images: Their places, from 0.
+        """
         return self._each(lambda tensor: pick(tensor, images))
 
     @classmethod
@@ -51,6 +59,9 @@ class Conditioning:
 
         Where only some have a negative prompt, the others' own prompt stands in its place: their rows are not
         sent.
+
+        Args:
+            parts: At least one.
 
         Raises:
             ContractError: If the sizes of a tensor differ; group images by them.

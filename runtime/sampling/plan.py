@@ -49,7 +49,14 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EmagWindows:
-    """When averages are moved and when a row is perturbed, counted from the end of the run; and how much."""
+    """When averages are moved and when a row is perturbed, counted from the end of the run; and how much.
+
+    Examples:
+        >>> from emag_export.runtime.sampling.plan import EmagWindows
+        >>> phases = EmagWindows().phases(28)
+        >>> {str(phase): phases.count(phase) for phase in phases}
+        {'track': 5, 'guide': 18, 'plain': 5}
+    """
 
     beta: float = 0.988
     """Decay of the moving average per step."""
@@ -81,6 +88,9 @@ class EmagWindows:
     def phases(self, steps: int) -> tuple[Phase, ...]:
         """Phase of each of ``steps`` steps, the noisiest first.
 
+        Args:
+            steps: Of the run.
+
         Source:
             The released code of arXiv:2512.17303, including Python's rounding of halves to even.
         """
@@ -98,7 +108,17 @@ class EmagWindows:
 
 
 def window_index(position: float, steps: int) -> int:
-    """Steps left to go at ``position`` 250ths of a run of ``steps`` steps, within 0 … steps-1."""
+    """Steps left to go at ``position`` 250ths of a run of ``steps`` steps, within 0 … steps-1.
+
+    Args:
+        position: Before the end of the run, in 250ths of it.
+        steps: Of the run.
+
+    Examples:
+        >>> from emag_export.runtime.sampling.plan import window_index
+        >>> window_index(250, 28), window_index(50, 28), window_index(0, 28)
+        (27, 5, 0)
+    """
     return max(0, min(steps - 1, round(position * (steps - 1) / _WINDOW_BASE)))
 
 
@@ -199,6 +219,17 @@ def cost_of(
         phases: One per step.
         rules: One for all steps, or one per step.
         distilled: The model's own guidance is one row per image.
+
+    Returns:
+        Counts, of which ratios depend on no machine.
+
+    Examples:
+        >>> from emag_export import Bundle
+        >>> from emag_export.runtime.guidance.rules import GUIDANCES
+        >>> from emag_export.runtime.sampling.plan import EmagWindows, cost_of
+        >>> cost = cost_of(Bundle("bundle").contract, EmagWindows().phases(28), GUIDANCES["emag"])
+        >>> cost.planned, cost.cfg, cost.two_pass, cost.relative_to_cfg
+        (686, 560, 1120, 1.225)
     """
     blocks, steps = contract.num_blocks, len(phases)
     of_steps = [rules] * steps if isinstance(rules, GuidanceRule) else rules
@@ -254,8 +285,21 @@ def make_plan(
         choose: Which blocks are perturbed; None leaves it to the kind of negative: the lagged argmax of those
             that average, all candidates of the others.
 
+    Returns:
+        A step's phase, rule, coefficients and choice, for all steps.
+
     Raises:
         InputError: If model or steps cannot have this guidance.
+
+    Examples:
+        >>> from emag_export import Bundle
+        >>> from emag_export.runtime.guidance.rules import Guidance
+        >>> from emag_export.runtime.sampling.plan import make_plan
+        >>> from emag_export.runtime.sampling.schedule import flow_match_schedule
+        >>> schedule = flow_match_schedule({"shift": 3.0}, steps=28, image_tokens=64)
+        >>> plan = make_plan(Bundle("bundle").contract, schedule, Guidance(name="emag"))
+        >>> str(plan.steps[10].phase), plan.steps[10].rows  # trunk rows and branch rows of one image
+        ('guide', (2, 3))
     """
     _require_fit(guidance, contract, schedule.steps)
     windows = windows or EmagWindows()

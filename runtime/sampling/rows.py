@@ -82,7 +82,11 @@ class PlacedRows:
     perturbed: slice
 
     def split(self, prediction: Float[Tensor, "rows channels *sides"]) -> Predictions:
-        """Predictions per image; views where rows are consecutive."""
+        """Predictions per image; views where rows are consecutive.
+
+        Args:
+            prediction: ``noise_pred`` of the call, float32.
+        """
         cond = _taken(prediction, self.cond)
         alike = isinstance(self.cond, slice) and self.cond == self.perturbed
         return Predictions(
@@ -131,7 +135,12 @@ def _taken(tensor: Tensor, rows: slice | Tensor) -> Tensor:
 
 
 def pick(tensor: Tensor, images: Sequence[int]) -> Tensor:
-    """A copy of some rows of a tensor, in this order, without waiting for its device."""
+    """A copy of some rows of a tensor, in this order, without waiting for its device.
+
+    Args:
+        tensor: Rows first.
+        images: Rows to copy, from 0.
+    """
     span = _span(tuple(images)) if images else None
     if span is not None:
         return tensor[span].clone()

@@ -117,7 +117,11 @@ def flow_match_schedule(
 
 
 def ddim_schedule(config: Config, steps: int, image_tokens: int) -> Schedule:
-    """``DDIMScheduler`` without noise (arXiv:2010.02502, eq. 12, eta 0); arguments as :func:`schedule_of`."""
+    """``DDIMScheduler`` without noise; arguments and errors as :func:`schedule_of`.
+
+    Source:
+        arXiv:2010.02502, eq. 12, with eta 0.
+    """
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     _require_steps(steps, config.get("num_train_timesteps", 1000))
@@ -141,7 +145,11 @@ def ddim_schedule(config: Config, steps: int, image_tokens: int) -> Schedule:
 
 
 def ddpm_schedule(config: Config, steps: int, image_tokens: int) -> Schedule:
-    """``DDPMScheduler`` (arXiv:2006.11239, eq. 7; learned variance arXiv:2102.09672, eq. 15)."""
+    """``DDPMScheduler``; arguments and errors as :func:`schedule_of`.
+
+    Source:
+        arXiv:2006.11239, eq. 7; learned variance arXiv:2102.09672, eq. 15.
+    """
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     _require_steps(steps, config.get("num_train_timesteps", 1000))

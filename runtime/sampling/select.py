@@ -27,12 +27,33 @@ Choose = Callable[[int], Choice]
 
 
 def by_delta(index: int) -> Choice:
-    """Leave every step to :func:`lagged_argmax`."""
+    """Leave every step to :func:`lagged_argmax`.
+
+    Args:
+        index: Of the step, from 0.
+
+    Examples:
+        >>> from emag_export.runtime.sampling.select import by_delta
+        >>> by_delta(0) is None
+        True
+    """
     return None
 
 
 def lagged_argmax(delta: Float[Tensor, "images layers"]) -> Float[Tensor, "images layers"]:
     """A mask of the block whose live quantity was furthest from its average in the previous step.
+
+    Args:
+        delta: Of the previous step, mean of the absolute difference.
+
+    Returns:
+        1 at the largest, 0 elsewhere.
+
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.sampling.select import lagged_argmax
+        >>> lagged_argmax(torch.tensor([[0.1, 0.4, 0.2]]))
+        tensor([[0., 1., 0.]])
 
     Source:
         arXiv:2512.17303, eq. 13; per image, where the released code averages over the batch.
@@ -49,6 +70,12 @@ def block_mask(
         choice: Of this step.
         delta: Of the previous step.
         strength: lambda of the blocks that are perturbed.
+
+    Examples:
+        >>> import torch
+        >>> from emag_export.runtime.sampling.select import block_mask
+        >>> block_mask((1.0, 0.0, 1.0), torch.zeros(1, 3), strength=0.5)
+        tensor([[0.5000, 0.0000, 0.5000]])
     """
     mask = lagged_argmax(delta) if choice is None else torch.tensor(choice).to(delta).expand_as(delta)
     return mask * strength
@@ -63,6 +90,12 @@ def always(blocks: Sequence[int], candidates: Sequence[int]) -> Choose:
 
     Raises:
         InputError: If a block is no candidate of this graph.
+
+    Examples:
+        >>> from emag_export.runtime.sampling.select import always
+        >>> choose = always([4], candidates=[3, 4, 5])
+        >>> choose(0)
+        (0.0, 1.0, 0.0)
     """
     if unknown := [block for block in blocks if block not in candidates]:
         raise InputError(
@@ -83,6 +116,12 @@ def at_random(count: int, candidates: Sequence[int], steps: int) -> Choose:
 
     Raises:
         InputError: If there are fewer candidates.
+
+    Examples:
+        >>> from emag_export.runtime.sampling.select import at_random
+        >>> choose = at_random(2, candidates=[3, 4, 5], steps=28)
+        >>> [sum(choose(index)) for index in range(3)]
+        [2.0, 2.0, 2.0]
 
     Source:
         S²-Guidance, arXiv:2508.12880, algorithm 1: blocks are dropped at random, anew in every step.
@@ -105,6 +144,12 @@ def scheduled(masks: Sequence[Sequence[float]]) -> Choose:
 
     Args:
         masks: Per step, per candidate block.
+
+    Examples:
+        >>> from emag_export.runtime.sampling.select import scheduled
+        >>> choose = scheduled([[1, 0, 0], [0, 0, 1]])
+        >>> choose(1)
+        (0.0, 0.0, 1.0)
     """
     rows = [tuple(map(float, row)) for row in masks]
     return lambda index: rows[index]

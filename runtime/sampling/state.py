@@ -84,7 +84,11 @@ class RunState:
         return self.latents.shape[0]
 
     def select(self, images: Sequence[int]) -> Self:
-        """A copy of the state of some images, in this order."""
+        """A copy of the state of some images, in this order.
+
+        Args:
+            images: Their places, from 0.
+        """
         average = pick(self.average, images)
         return type(self)(
             latents=pick(self.latents, images),
@@ -97,6 +101,9 @@ class RunState:
     @classmethod
     def cat(cls, states: Sequence["RunState"]) -> Self:
         """A copy of the states of several groups of images behind each other.
+
+        Args:
+            states: At least one.
 
         Raises:
             ContractError: If the sizes of their tensors differ; group images by size and text length.

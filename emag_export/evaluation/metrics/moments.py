@@ -20,7 +20,7 @@ def fid(pictures: Features, references: Features) -> float | None:
 
     Returns:
         The distance, in squared units of the features; None where there are fewer pictures than features,
-        whose covariance says nothing.
+            whose covariance says nothing.
 
     Source:
         arXiv:1706.08500, eq. 6.

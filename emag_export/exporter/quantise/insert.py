@@ -25,8 +25,8 @@ class Inserter:
 
         Args:
             operator: Of the standard set.
-            inputs: In order.
-            attributes: By name.
+            *inputs: In order.
+            **attributes: By name.
         """
         node = onnx_ir.node(operator, inputs, attributes)
         self.graph.insert_before(self._before, node)

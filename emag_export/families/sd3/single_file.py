@@ -99,7 +99,7 @@ class SingleFileModel(SourceModel):
         Args:
             component: Folder that diffusers would save it in.
             model_class: Its class in diffusers or transformers.
-            options: ``dtype`` or ``torch_dtype``.
+            **options: ``dtype`` or ``torch_dtype``.
         """
         dtype = options.get("dtype", options.get("torch_dtype"))
         whole = hasattr(model_class, "from_single_file")
