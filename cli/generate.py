@@ -131,9 +131,11 @@ def _requests(
     else:
         record = read_picture_record(like)
         bundle.require_variant(record.variant)
-        if record.fingerprint != bundle.provenance.fingerprint:
+        if not record.same_weights(bundle):
+            loras = f" with {len(record.loras)} LoRAs" if record.loras else ""
             status.print(
-                f"warning: {like} was made with other weights ({record.model}); the picture will differ",
+                f"warning: {like} was made with other weights ({record.model}{loras}); the picture will "
+                "differ",
                 style="yellow",
                 markup=False,
             )
@@ -184,8 +186,7 @@ def _unfinished(
             todo.append(index)
             continue
         try:
-            record = read_picture_record(path)
-            same = record.request == request and record.fingerprint == bundle.provenance.fingerprint
+            same = read_picture_record(path).made_by(bundle, request)
         except (InputError, BundleError):
             same = False
         if not same:
