@@ -113,9 +113,10 @@ def command(bundle: Path, output: Path, like: Path | None, variant: Variant | No
         print_json([{"path": str(p), **asdict(r)} for p, r in zip(paths, requests, strict=True)])
         return
     for index, path in enumerate(paths):
-        out.print(str(path) + ("" if index in todo else " (already there)"), markup=False)
+        there = "" if index in todo else " (already there)"
+        out.print(f"{path}{there}", markup=False, soft_wrap=True)
     if drawn is not None:
-        out.print(str(drawn), markup=False)
+        out.print(str(drawn), markup=False, soft_wrap=True)
 
 
 def _requests(
