@@ -100,7 +100,7 @@ def command(bundle: Path, prompts: Path, output: Path, **options: Any) -> None:
         figures = {"drawn": result.drawn, "kept": result.kept, "failed": len(result.failed)}
         print_json({**figures, "index": str(index)})
     else:
-        out.print(f"{result.drawn} drawn, {result.kept} already there: {index}", markup=False)
+        out.print(f"{result.drawn} drawn, {result.kept} already there: {index}", markup=False, soft_wrap=True)
     if failures is not None:
         raise EngineError(
             f"{len(result.failed)} of {count} pictures could not be drawn, {failures} says which; "

@@ -83,7 +83,7 @@ def command(bundle: Path, as_json: bool, output: Path | None, **options: Any) ->
         return
     _print(report)
     if output is not None:
-        out.print(str(output / "bench.json"), markup=False)
+        out.print(str(output / "bench.json"), markup=False, soft_wrap=True)
 
 
 def _setup(bundle: Bundle, options: dict[str, Any]) -> "Setup":

@@ -85,7 +85,7 @@ def command(bundle: Path, report: Path | None, as_json: bool, **options: Any) ->
     else:
         _print(comparison)
         for file in files:
-            out.print(str(file), markup=False)
+            out.print(str(file), markup=False, soft_wrap=True)
     if not comparison.passed:
         raise ComparisonFailed(
             f"{len(comparison.failures())} figures above threshold: {comparison.failures()[0]}"

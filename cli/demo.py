@@ -78,8 +78,8 @@ def command(model: str, output: Path | None) -> None:
             options = BuildOptions(variant=variant)
             report = bar_reporter(progress)
             bundles[variant] = build(model, folder, options, overwrite=True, progress=report)
-        out.print(f"bundle   {folder}", markup=False)
-    out.print(f"pictures {_draw(bundles, prompts, output)}", markup=False)
+        out.print(f"bundle   {folder}", markup=False, soft_wrap=True)
+    out.print(f"pictures {_draw(bundles, prompts, output)}", markup=False, soft_wrap=True)
     failed = [
         report for report in (_compare(bundle, prompts, output) for bundle in bundles.values()) if report
     ]
@@ -89,6 +89,7 @@ def command(model: str, output: Path | None) -> None:
         f'\nNext: emag-export generate {output / "bundle-emag-q"} --prompt "{prompts[0]}" -o circle.png',
         style="dim",
         markup=False,
+        soft_wrap=True,
     )
 
 
@@ -132,5 +133,6 @@ def _compare(bundle: Bundle, prompts: Sequence[str], output: Path) -> Path | Non
         f"report   {folder / 'report.html'}: {'passed' if comparison.passed else 'FAILED'}, "
         f"{comparison.agreement}",
         markup=False,
+        soft_wrap=True,
     )
     return None if comparison.passed else folder

@@ -181,7 +181,7 @@ def command(bundle: Path, output: Path, as_json: bool, **options: Any) -> None:
     else:
         _print(results)
         for path in written[:3]:
-            out.print(str(path), markup=False)
+            out.print(str(path), markup=False, soft_wrap=True)
 
 
 def _asked(bundles: tuple[Path, ...], options: dict[str, Any]) -> "Evaluation":

@@ -36,4 +36,4 @@ def command(bundle: Path, output: Path, max_images: int, overwrite: bool, **opti
     model = export_repository(
         Bundle(bundle), output, engine_config(options), images=max_images, overwrite=overwrite
     )
-    out.print(f"{model}\nNext: tritonserver --model-repository {output}", markup=False)
+    out.print(f"{model}\nNext: tritonserver --model-repository {output}", markup=False, soft_wrap=True)

@@ -113,9 +113,10 @@ def command(bundle: Path, output: Path, like: Path | None, variant: Variant | No
         print_json([{"path": str(p), **asdict(r)} for p, r in zip(paths, requests, strict=True)])
         return
     for index, path in enumerate(paths):
-        out.print(str(path) + ("" if index in todo else " (already there)"), markup=False)
+        there = "" if index in todo else " (already there)"
+        out.print(f"{path}{there}", markup=False, soft_wrap=True)
     if drawn is not None:
-        out.print(str(drawn), markup=False)
+        out.print(str(drawn), markup=False, soft_wrap=True)
 
 
 def _requests(
@@ -131,9 +132,11 @@ def _requests(
     else:
         record = read_picture_record(like)
         bundle.require_variant(record.variant)
-        if record.fingerprint != bundle.provenance.fingerprint:
+        if not record.same_weights(bundle):
+            loras = f" with {len(record.loras)} LoRAs" if record.loras else ""
             status.print(
-                f"warning: {like} was made with other weights ({record.model}); the picture will differ",
+                f"warning: {like} was made with other weights ({record.model}{loras}); the picture will "
+                "differ",
                 style="yellow",
                 markup=False,
             )
@@ -184,8 +187,7 @@ def _unfinished(
             todo.append(index)
             continue
         try:
-            record = read_picture_record(path)
-            same = record.request == request and record.fingerprint == bundle.provenance.fingerprint
+            same = read_picture_record(path).made_by(bundle, request)
         except (InputError, BundleError):
             same = False
         if not same:

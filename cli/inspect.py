@@ -91,7 +91,8 @@ def _print(bundle: Bundle) -> None:
         sizes.add_row(name, f"{total / 1e6:.2f}", *names)
     out.print(sizes)
     if shared := [name for name in components_of(bundle) if name not in bundle.components]:
-        out.print(f"from {home_of(bundle, shared[0]).path}: {', '.join(shared)}", markup=False)
+        home = home_of(bundle, shared[0]).path
+        out.print(f"from {home}: {', '.join(shared)}", markup=False, soft_wrap=True)
     for name, note in bundle.manifest.precision_notes.items():
         out.print(f"float32 in {name}: {note}", style="dim", markup=False)
     if ranges := bundle.ranges():
@@ -119,7 +120,8 @@ def _print_source(bundle: Bundle) -> None:
             markup=False,
         )
     for lora in source.loras:
-        out.print(f"LoRA {lora.name} × {lora.scale:g}, sha256 {lora.sha256[:16]}…", markup=False)
+        said = f"LoRA {lora.name} × {lora.scale:g}, sha256 {lora.sha256[:16]}…"
+        out.print(said, markup=False, soft_wrap=True)
     out.print(", ".join(f"{name} {number}" for name, number in source.versions.items()), style="dim")
 
 

@@ -1,7 +1,7 @@
 """``bundle.json``: what a bundle says of itself, as plain data."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from emag_export.contract import DenoiserContract, GraphSpec
@@ -18,6 +18,7 @@ __all__ = [
     "Manifest",
     "PreviewFactors",
     "Provenance",
+    "weights_of",
 ]
 
 
@@ -40,6 +41,11 @@ class LoraRecord:
     """Dimensionless; 1 is what was trained."""
 
 
+def weights_of(fingerprint: str, loras: Sequence[LoraRecord]) -> tuple[object, ...]:
+    """Equal for the same weights with the same LoRAs in them, wherever their files lie."""
+    return (fingerprint, *((lora.sha256, lora.scale) for lora in loras))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Where a bundle came from."""
@@ -58,6 +64,11 @@ class Provenance:
     """In the order in which they were given."""
     timestep_shift: float | None = None
     """Of the frequencies that embed time; None is the model's own."""
+
+    @property
+    def weights(self) -> tuple[object, ...]:
+        """What :func:`weights_of` says of the model."""
+        return weights_of(self.fingerprint, self.loras)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,8 @@ class Pipeline:
     """Text encoders, denoiser and decoder of one bundle, opened together and closed together.
 
     :meth:`generate` and :meth:`stream` are all that most callers need; :meth:`prepare`, :meth:`denoise` and
-    :meth:`decode` are what they are made of.
+    :meth:`decode` are what they are made of. One thread at a time may use it; several share a
+    :class:`~emag_export.runtime.batching.pipeline.BatchedPipeline`.
 
     Args:
         bundle: Made by ``build``.

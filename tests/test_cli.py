@@ -125,6 +125,19 @@ def test_generate_keeps_what_is_there(tiny_bundle: Path, tmp_path: Path) -> None
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_paths_stand_on_one_line_however_narrow_it_is(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A path that is broken cannot be copied, nor read by a script that looks at lines."""
+    path, table = tmp_path / "a picture.png", tmp_path / "prompts.csv"
+    table.write_text(f"prompt\n{PROMPT}\n", "utf-8")
+    drawn = ("generate", tiny_bundle, "--prompt", PROMPT, "--steps", "1", "-o", path)
+    assert succeeded(*drawn, width=20).splitlines() == [str(path)]
+    assert succeeded(*drawn, width=20).splitlines() == [f"{path} (already there)"]
+    many = ("batch", tiny_bundle, "--prompts", table, "--steps", "1", "-o", tmp_path / "b")
+    index = tmp_path / "b" / "index.jsonl"
+    words = (*many, "--images-per-call", "1")
+    assert succeeded(*words, width=20).splitlines() == [f"1 drawn, 0 already there: {index}"]
+
+
 def test_every_guidance_draws_a_red_circle_on_blue(tiny_bundle: Path, tmp_path: Path) -> None:
     """The middle is red and a corner is blue, whichever guidance drew it."""
     for name in ("cfg", "emag", "emag-only", "emag+apg", "emag+cads", "apg", "cads"):

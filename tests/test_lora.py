@@ -2,21 +2,30 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emag_export.bench.session import Setup
+from emag_export.bundle import MANIFEST, Bundle
 from emag_export.cli.build import parse_lora
+from emag_export.cli.main import main
 from emag_export.errors import InputError, ModelError
+from emag_export.evaluation.asked import Evaluation, check_evaluation
+from emag_export.evaluation.metrics.names import MetricModels
 from emag_export.exporter.source.find import find_source
 from emag_export.exporter.source.load import load_transformer
 from emag_export.exporter.source.lora import lora_records, merge_loras, recorded_loras
 from emag_export.manifest import LoraRecord
 from emag_export.options import Lora
+from emag_export.runtime.pictures.metadata import read_picture_record
+from emag_export.runtime.request import default_request
 from tests.conftest import small_model
 
 LAYERS = {
@@ -205,3 +214,48 @@ def test_transformer_of_a_source_is_loaded_with_them(tmp_path: Path) -> None:
     for key, tensor in plain.items():
         wanted = tensor + 0.25 if key == f"{name}.weight" else tensor
         assert torch.equal(with_lora[key], wanted), key
+
+
+def labelled(bundle: Path, target: Path, **contract: str) -> Path:
+    """A copy that says of itself that a LoRA was merged: what is tested below looks at that alone."""
+    shutil.copytree(bundle, target)
+    manifest = json.loads((target / MANIFEST).read_text("utf-8"))
+    manifest["source"]["loras"] = [{"name": "x.safetensors", "sha256": "0" * 64, "scale": 0.5}]
+    manifest["contract"] |= contract
+    (target / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    return target
+
+
+def test_a_picture_remembers_loras_and_is_not_taken_for_one_without(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    def draw(bundle: Path, *words: str) -> Result:
+        named = ["generate", str(bundle), "--steps", "1", "-o", str(tmp_path / "a.png")]
+        return CliRunner().invoke(main, [*named, *words])
+
+    prompt = ("--prompt", "a large red circle on a blue background")
+    styled = labelled(tiny_bundle, tmp_path / "styled")
+    assert draw(tiny_bundle, *prompt).exit_code == 0
+    assert "already there" in draw(tiny_bundle, *prompt).stdout
+    refused = draw(styled, *prompt)
+    assert refused.exit_code == 2 and "was made otherwise" in " ".join(refused.stderr.split())
+    like = draw(styled, "--like", str(tmp_path / "a.png"), "--overwrite")
+    assert like.exit_code == 0 and "was made with other weights" in " ".join(like.stderr.split())
+    record = read_picture_record(tmp_path / "a.png")
+    assert record.loras == Bundle(styled).provenance.loras and record.same_weights(Bundle(styled))
+    other = labelled(tiny_bundle, tmp_path / "other", variant="emag")
+    assert not record.made_by(Bundle(other), record.request), "another variant draws another picture"
+    back = draw(tiny_bundle, "--like", str(tmp_path / "a.png"), "--overwrite")
+    assert "other weights (tiny-sd3 with 1 LoRAs)" in " ".join(back.stderr.split())
+
+
+def test_variants_of_one_model_have_the_same_loras(tiny_bundle: Path, tmp_path: Path) -> None:
+    """In an evaluation and in a measurement: what differs would be the LoRA."""
+    plain, styled = Bundle(tiny_bundle), Bundle(labelled(tiny_bundle, tmp_path / "b", variant="identity"))
+    asked = Evaluation(
+        bundles=(plain, styled), methods=("cfg", "emag"), prompts=("a",), models=MetricModels(), keywords={}
+    )
+    with pytest.raises(InputError, match=r"was made of another model than .*, or with other LoRAs"):
+        check_evaluation(asked)
+    with pytest.raises(InputError, match=r"was made of another model than .*, or with other LoRAs"):
+        Setup(bundles=(plain, styled), backends={}, request=default_request(plain, "a"))

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -32,7 +33,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 KEY = "k" * 32
 # Of 255. Images share calls here; measured on this model: no pixel differs.
 ONE_LEVEL = 1
-EXAMPLE = Path(__file__).parent.parent / "deploy/ray/serve.yaml"
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "deploy/ray/serve.yaml"
 STEPS = 12
 NEW_REPLICA_SECONDS = 90
 
@@ -51,7 +53,10 @@ def on_ray(bundle: Path, *options: str) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def server(tiny_bundle: Path) -> Iterator[Running]:
-    with on_ray(tiny_bundle, "--replicas", "2", "--max-queue", "16") as running:
+    """Started as the guide says."""
+    text = (ROOT / "docs" / "guides" / "ray.md").read_text("utf-8")
+    (words,) = re.findall(r"^emag-export serve bundle --ray (--replicas .*)$", text, re.MULTILINE)
+    with on_ray(tiny_bundle, *shlex.split(words), "--max-queue", "16") as running:
         yield running
 
 

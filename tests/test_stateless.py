@@ -102,7 +102,7 @@ def test_skip_has_the_steps_of_diffusers(steps: int) -> None:
     assert guided == [i for i in range(steps) if 0.01 * steps < i < 0.2 * steps]
 
 
-@pytest.mark.parametrize("variant", STATELESS)
+@pytest.mark.parametrize("variant", KNOWN_MODELS["sd3.5-medium"].negatives)
 def test_a_published_scale_gives_the_published_sum(variant: Variant) -> None:
     config = {**FAMILIES["sd3"].configs["sd3.5-medium"]["transformer"]}
     defaults = sampling_defaults("sd3.5-medium", FAMILIES["sd3"], config, variant, pixels_per_latent=8)

@@ -24,6 +24,7 @@ from PIL import Image
 from benchmarks.serving.servers import free_port
 from emag_export.bundle import Bundle
 from emag_export.engines.config import EngineConfig
+from emag_export.runtime.pictures.metadata import read_picture_record
 from emag_export.runtime.pipeline import Pipeline
 from emag_export.serve.triton.export import export_repository
 from emag_export.serve.triton.fields import FIELDS
@@ -69,11 +70,14 @@ def ports() -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def server(
-    triton: Path, ports: tuple[int, int], tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    repository = tmp_path_factory.mktemp("triton") / "repository"
-    export_repository(Bundle(tiny_bundle), repository, EngineConfig(threads=1))
+def repository(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("triton") / "repository"
+    export_repository(Bundle(tiny_bundle), folder, EngineConfig(threads=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(triton: Path, ports: tuple[int, int], repository: Path, tiny_bundle: Path) -> Iterator[str]:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     # Beside its backend, from where it finds its libraries.
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -171,6 +175,19 @@ def test_overlapping_requests_are_whole_and_right(server: str, tiny_bundle: Path
                 guidance=str(given["GUIDANCE"]),
             )
             assert np.abs(found[number] - np.asarray(alone)).max() <= ONE_LEVEL
+
+
+def test_the_client_in_the_repository_draws(
+    server: str, repository: Path, ports: tuple[int, int], tmp_path: Path
+) -> None:
+    """As docs/guides/triton.md starts it; only the port is another one."""
+    code = (repository / "client.py").read_text("utf-8")
+    assert "127.0.0.1:8000" in code
+    here = code.replace("127.0.0.1:8000", f"127.0.0.1:{ports[0]}")
+    words = [str(ENVIRONMENT / "bin" / "python"), "-c", here, PROMPT, "picture.png"]
+    subprocess.run(words, cwd=tmp_path, check=True, timeout=120)
+    request = read_picture_record(tmp_path / "picture.png").request
+    assert (request.prompt, request.seed) == (PROMPT, 1)
 
 
 def executions(server: str) -> int:

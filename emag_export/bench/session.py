@@ -65,9 +65,10 @@ class Setup:
     def __post_init__(self) -> None:
         first, *others = self.bundles
         for bundle in others:
-            if bundle.provenance.fingerprint != first.provenance.fingerprint:
+            if bundle.provenance.weights != first.provenance.weights:
                 raise InputError(
-                    f"{bundle.path} was made of another model than {first.path}; give bundles of one model"
+                    f"{bundle.path} was made of another model than {first.path}, or with other LoRAs; give "
+                    "bundles of one model"
                 )
             if bundle.described_precision != first.described_precision:
                 raise InputError(

@@ -84,9 +84,10 @@ def check_evaluation(asked: Evaluation) -> None:
     if len(set(variants)) < len(variants):
         raise InputError("two bundles are of the same variant; give one of each")
     for bundle in asked.bundles[1:]:
-        if bundle.provenance.fingerprint != first.provenance.fingerprint:
+        if bundle.provenance.weights != first.provenance.weights:
             raise InputError(
-                f"{bundle.path} was made of another model than {first.path}; compare variants of one model"
+                f"{bundle.path} was made of another model than {first.path}, or with other LoRAs; compare "
+                "variants of one model"
             )
     if asked.against not in asked.methods:
         raise InputError(f"`baseline` {asked.against} is not among `methods`; add it there")

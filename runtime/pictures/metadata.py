@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from emag_export.bundle import Bundle
 from emag_export.errors import InputError
 from emag_export.kinds import Variant
+from emag_export.manifest import LoraRecord, weights_of
 from emag_export.records import FORMAT_VERSION, dump_record, read_record
 from emag_export.runtime.request import GenerationRequest
 from emag_export.version import VERSION
@@ -35,8 +36,21 @@ class PictureRecord:
     variant: Variant
     fingerprint: str
     """Of the source model."""
+    loras: tuple[LoraRecord, ...] = ()
+    """Merged into it."""
     precision: str
+    """Of the bundle, with its quantisation."""
     engine: str
+
+    def same_weights(self, bundle: Bundle) -> bool:
+        """Whether a bundle has the weights that drew the picture, LoRAs included."""
+        return weights_of(self.fingerprint, self.loras) == bundle.provenance.weights
+
+    def made_by(self, bundle: Bundle, request: GenerationRequest) -> bool:
+        """Whether a bundle makes this picture of a request, up to what its engine rounds."""
+        drawn = (self.request, self.variant, self.precision)
+        wanted = (request, bundle.contract.variant, bundle.described_precision)
+        return drawn == wanted and self.same_weights(bundle)
 
 
 class Picture(Image.Image):
@@ -79,7 +93,8 @@ def make_picture(
         model=bundle.provenance.model,
         variant=bundle.contract.variant,
         fingerprint=bundle.provenance.fingerprint,
-        precision=bundle.contract.precision,
+        loras=bundle.provenance.loras,
+        precision=bundle.described_precision,
         engine=engine,
     )
     image: Any = Image.fromarray(pixels)

@@ -68,9 +68,7 @@ def is_drawn(plan: Drawable, item: Item, *, overwrite: bool = False) -> bool:
     if not path.exists():
         return False
     try:
-        record = read_picture_record(path)
-        same = record.request == item.request
-        same = same and record.fingerprint == plan.bundle.provenance.fingerprint
+        same = read_picture_record(path).made_by(plan.bundle, item.request)
     except (InputError, BundleError):
         same = False
     if not same and not overwrite:
