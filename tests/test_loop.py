@@ -195,7 +195,7 @@ def test_a_lent_state_begins_with_zeros_whatever_was_left(engine: CountingEngine
 
 
 def test_no_pair_is_lent_twice_at_once_and_few_are_kept(averaging: CountingEngine) -> None:
-    pool, contract, latents, given = StatePool(2), contract_of(averaging), noise(1), conditioning(1).given
+    pool, contract, latents, given = StatePool(), contract_of(averaging), noise(1), conditioning(1).given
     with ExitStack() as stack:
         states = [stack.enter_context(pool.lend(contract, latents, given)) for _ in range(4)]
         buffers = [tensor.data_ptr() for state in states for tensor in (state.average, state.spare)]
@@ -204,6 +204,13 @@ def test_no_pair_is_lent_twice_at_once_and_few_are_kept(averaging: CountingEngin
             assert other.average.shape[0] == 2
     assert len(pool._idle) == 2
     pool.clear()
+    assert not pool._idle
+
+
+def test_a_pool_that_shall_keep_nothing_frees_what_comes_back(averaging: CountingEngine) -> None:
+    pool, contract, latents, given = StatePool(0), contract_of(averaging), noise(1), conditioning(1).given
+    with pool.lend(contract, latents, given):
+        assert not pool._idle
     assert not pool._idle
 
 

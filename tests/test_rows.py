@@ -96,6 +96,8 @@ def test_placed_rows_split_predictions_as_the_layout_says(images: Images) -> Non
     split = rows.split(number)
     assert split.cond.flatten().tolist() == list(layout.cond)
     assert split.perturbed.flatten().tolist() == list(layout.perturbed)
+    nothing_perturbed = all(phase != Phase.GUIDE for phase, _ in images)
+    assert (split.perturbed is split.cond) == nothing_perturbed, "the rows of both are computed once"
     assert (split.uncond is None) == (layout.uncond is None)
     if split.uncond is not None:
         assert split.uncond.flatten().tolist() == list(layout.uncond or ())
