@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test rehearsal serving soak gpu gpu-dry full-size lint typecheck format bench bench-serving tables
-.PHONY: eval quantised accuracy docs test-suite hooks release-check workflows clean distclean
+.PHONY: eval quantised accuracy docs mutants test-suite hooks release-check workflows clean distclean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ eval: $(STAMP)  ## What every guidance does to the pictures of the embedded mode
 quantised: $(STAMP)  ## What quantisation does to guidance and pictures, and what it saves (a quarter of an hour)
 	$(BIN)/python -m benchmarks.quantised
 	$(BIN)/python -m benchmarks.quantised.tables
+
+mutants: $(STAMP)  ## Change the core in small ways and see whether the tests notice (half an hour on two idle cores)
+	$(BIN)/python -m tests.mutants
 
 accuracy: $(STAMP)  ## Measure how well guided pictures follow their prompts
 	$(BIN)/python -m benchmarks.prompt_accuracy

@@ -1,5 +1,6 @@
 """Images and the Compose file: what they run exists, as nobody privileged, and stops in time."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -9,15 +10,17 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import click
+import httpx2
 import pytest
 import yaml
 
-from emag_export import serve
 from emag_export.cli.serve import command
+from emag_export.serve.app import create_app
+from emag_export.serve.metrics import Metrics
+from emag_export.serve.settings import ServerSettings
 from tests.command_line import options_of
 from tests.deployments import (
     DEPLOY,
@@ -213,10 +216,22 @@ def test_compose_mounts_files_that_exist_and_keys_that_git_ignores() -> None:
     assert "/secrets/" in ignored
 
 
-def test_the_server_has_these_routes() -> None:
-    folder = Path(serve.__file__).parent
-    text = "".join(path.read_text("utf-8") for path in folder.glob("*.py"))
-    assert [route for route in (LIVE, READY, METRICS) if f'"{route}"' not in text] == []
+def test_the_server_answers_probes_without_a_key_and_prometheus_with_one() -> None:
+    """An orchestrator has no key to show. A server that is about to end lives, and gets no new requests."""
+    key = "k" * 32
+    app = create_app([], ServerSettings(api_keys=(key,)), Metrics())
+
+    async def statuses() -> list[int]:
+        shown = {"Authorization": f"Bearer {key}"}
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://server") as client:
+            answers = [await client.get(path) for path in (LIVE, READY, METRICS)]
+            answers.append(await client.get(METRICS, headers=shown))
+        return [answer.status_code for answer in answers]
+
+    assert asyncio.run(statuses()) == [200, 200, 401, 200]
+    app.state.server.drain()
+    assert asyncio.run(statuses()) == [200, 503, 401, 200]
 
 
 def test_linked_files_exist() -> None:

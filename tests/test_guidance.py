@@ -26,6 +26,8 @@ from emag_export.runtime.guidance.rules import (
 SEEDS = st.integers(0, 2**31)
 SCALES = st.floats(0, 15)
 SIGMAS = st.floats(0.05, 1)
+SIZES = st.sampled_from([1.0, 0.01])
+"""Of predictions and latents; what is kept away from 0 must not show where numbers are small."""
 # Float32 rounding on values up to 100, about 1e-5 each; APG divides it by sigma, which is 0.05 or more here.
 ATOL, ATOL_APG = 1e-4, 2e-3
 
@@ -83,22 +85,23 @@ def test_apg_without_its_three_ideas_is_cfg(seed: int, scale: float, sigma: floa
     close(guided, cfg(u, c, scale), ATOL_APG)
 
 
-@given(SEEDS, SIGMAS)
-def test_apg_moves_orthogonally_to_the_clean_image(seed: int, sigma: float) -> None:
-    u, c, x, m = draw(seed, 4)
-    guided, _ = apg(x, c, u, m, flow(sigma), ApgConfig(scale=2.0, eta=0.0).terms)
+@given(SEEDS, SIGMAS, SIZES)
+def test_apg_moves_orthogonally_to_the_clean_image(seed: int, sigma: float, size: float) -> None:
+    u, c, x, m = (size * tensor for tensor in draw(seed, 4))
+    guided, _ = apg(x, c, u, m, flow(sigma), ApgConfig(scale=2.0, eta=0.0, norm_threshold=size).terms)
     clean, moved = x - sigma * c, x - sigma * guided
     cosine = torch.cosine_similarity((moved - clean).flatten(1), clean.flatten(1))
     close(cosine, torch.zeros_like(cosine))
 
 
-@given(SEEDS, SIGMAS, st.floats(0.1, 20))
-def test_apg_moves_no_further_than_its_limit(seed: int, sigma: float, limit: float) -> None:
-    u, c, x, m = draw(seed, 4)
-    config = ApgConfig(scale=2.0, eta=1.0, norm_threshold=limit)
+@given(SEEDS, SIGMAS, st.floats(0.1, 20), SIZES)
+def test_apg_moves_as_far_as_its_limit_at_most(seed: int, sigma: float, limit: float, size: float) -> None:
+    u, c, x, m = (size * tensor for tensor in draw(seed, 4))
+    config = ApgConfig(scale=2.0, eta=1.0, norm_threshold=limit * size, momentum=-0.5)
     guided, _ = apg(x, c, u, m, flow(sigma), config.terms)
     moved = (sigma * (guided - c)).flatten(1).norm(dim=1)
-    assert (moved <= limit * (1 + 1e-4) + ATOL).all()  # rounding, relative and absolute
+    unlimited = (sigma * (u - c) - 0.5 * m).flatten(1).norm(dim=1)
+    close(moved / size, unlimited.clamp(max=limit * size) / size, ATOL_APG)
 
 
 @given(SEEDS)
@@ -120,6 +123,11 @@ def test_apg_survives_a_zero_coefficient_and_zero_differences() -> None:
     zero = torch.zeros(1, 4, 2, 2)
     guided, _ = apg(zero, zero, zero, zero, flow(0.0), ApgConfig().terms)
     assert guided.isfinite().all()
+
+
+def test_what_is_divided_by_keeps_its_sign_and_its_distance_from_zero() -> None:
+    given_and_found = [(-0.5, -0.5), (0.5, 0.5), (1e-9, 1e-5), (-1e-9, -1e-5), (0.0, 1e-5), (2e-5, 2e-5)]
+    assert [Clean.divisor_of(q) for q, _ in given_and_found] == [found for _, found in given_and_found]
 
 
 def per_image(guidances: list[Guidance], clean: list[Clean]) -> Terms:
@@ -183,6 +191,19 @@ def test_cads_keeps_mean_and_deviation_of_each_image(seed: int, gamma: float) ->
     close(mixed[1:], cads(embeds[1:], noise[1:], gamma, CadsConfig()))
 
 
+@given(SEEDS, st.floats(0, 0.99), st.floats(0, 1), st.floats(0, 1))
+def test_cads_is_the_papers_formula(seed: int, gamma: float, share: float, scale: float) -> None:
+    """Equations 3 and 4, written out in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    embeds, noise = (torch.randn(1, 5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    y = gamma**0.5 * embeds + scale * (1 - gamma) ** 0.5 * noise
+    rescaled = (y - y.mean()) / y.std() * embeds.std() + embeds.mean()
+    config = CadsConfig(noise_scale=scale, mixing=share)
+    mixed = cads(embeds.float(), noise.float(), gamma, config)
+    if float(y.std()) > 1e-2:  # otherwise dividing by it makes more of float32's rounding
+        close(mixed, (share * rescaled + (1 - share) * y).float())
+
+
 def test_cads_leaves_the_prompt_alone_at_gamma_one() -> None:
     embeds = torch.randn(1, 3, 4)
     assert cads(embeds, torch.randn(1, 3, 4), 1.0, CadsConfig()) is embeds
@@ -211,19 +232,29 @@ def test_cads_anneals_from_none_to_all(steps: int) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
-    "make",
+    ("make", "name"),
     [
-        lambda value: Guidance(scale=value),
-        lambda value: Guidance(emag_scale=value),
-        lambda value: ApgConfig(scale=value),
-        lambda value: ApgConfig(eta=value),
-        lambda value: ApgConfig(momentum=value),
-        lambda value: CadsConfig(noise_scale=value),
+        (lambda value: Guidance(scale=value), "guidance_scale"),
+        (lambda value: Guidance(emag_scale=value), "emag_scale"),
+        (lambda value: ApgConfig(scale=value), "apg_scale"),
+        (lambda value: ApgConfig(eta=value), "apg_eta"),
+        (lambda value: ApgConfig(momentum=value), "apg_momentum"),
+        (lambda value: CadsConfig(noise_scale=value), "cads_noise_scale"),
     ],
 )
-def test_scales_that_are_no_numbers_are_refused(make: Callable[[float], object], value: float) -> None:
-    with pytest.raises(InputError, match="give a finite number"):
+def test_scales_that_are_no_numbers_are_refused(
+    make: Callable[[float], object], name: str, value: float
+) -> None:
+    with pytest.raises(InputError, match=f"`{name}` is {value}; give a finite number"):
         make(value)
+
+
+def test_settings_at_their_bounds_are_taken() -> None:
+    assert CadsConfig(tau1=0.0, tau2=0.5, mixing=0.0).mixing == 0
+    assert ApgConfig(norm_threshold=0.0).norm_threshold == 0
+    assert Guidance(rescale=1.0, zero_init=0, guided_channels=1).rule.channels == 1
+    with pytest.raises(InputError, match="`cads_tau2` is inf; give a finite number"):
+        CadsConfig(tau2=float("inf"))
 
 
 def test_other_settings_are_refused_with_what_they_may_be() -> None:

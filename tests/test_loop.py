@@ -11,10 +11,11 @@ from torch import Tensor
 
 from emag_export.contract import DenoiserContract
 from emag_export.engines.eager import EagerEngine
+from emag_export.engines.function import FunctionEngine
 from emag_export.errors import ContractError, InputError
 from emag_export.kinds import KINDS, Variant
 from emag_export.runtime.guidance.rules import Guidance
-from emag_export.runtime.loop import DenoiseStep, denoise
+from emag_export.runtime.loop import Anneal, DenoiseStep, denoise
 from emag_export.runtime.sampling.conditioning import Conditioning
 from emag_export.runtime.sampling.plan import EmagWindows, Plan, make_plan
 from emag_export.runtime.sampling.pool import StatePool
@@ -159,6 +160,45 @@ def test_one_step_works(engine: CountingEngine, name: str) -> None:
     assert last(engine, plan_of(engine, 1, name), noise(1), conditioning(1)).isfinite().all()
 
 
+def conditioning_sent(plan: Plan, given: Conditioning, anneal: Anneal | None = None) -> list[Tensor]:
+    """The text that every step of a run sends, the very tensors."""
+    sent: list[Tensor] = []
+
+    def note(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        sent.append(feeds[sd3.EMBEDS])
+        return {}
+
+    start = RunState.start(plan.contract, noise(1), given.given)
+    list(denoise(FunctionEngine(plan.contract.graph, note), plan, start, given, anneal=anneal))
+    return sent
+
+
+def test_conditioning_is_joined_once_as_long_as_nothing_changes(averaging: CountingEngine) -> None:
+    """At one address, so that CUDA graphs can be replayed; anew where unconditional rows come or go."""
+    given, steps = conditioning(1), 8
+    pointers = [tensor.data_ptr() for tensor in conditioning_sent(plan_of(averaging, steps), given)]
+    assert len(pointers) == steps and len(set(pointers)) == 1
+    schedule = flow_match_schedule({"shift": 3.0}, steps, GRID[0] * GRID[1])
+    plan = make_plan(contract_of(averaging), schedule, Guidance(name="cfg", interval=(0.25, 0.75)))
+    rows = [len(tensor) for tensor in conditioning_sent(plan, given)]
+    assert rows == [1, 1, 2, 2, 2, 2, 1, 1]
+
+
+def test_every_step_sends_what_annealing_made_of_the_conditioning(averaging: CountingEngine) -> None:
+    given, asked = conditioning(1), []
+
+    def anneal(index: int, conditioning: Conditioning) -> Conditioning:
+        asked.append(index)
+        assert conditioning is given, "the prompt itself, not what an earlier step made of it"
+        changed = {**given.given, sd3.EMBEDS: given.given[sd3.EMBEDS] * (index + 1)}
+        return Conditioning(given=changed, negative=given.negative)
+
+    sent = conditioning_sent(plan_of(averaging), given, anneal)
+    assert asked == list(range(8))
+    for index, tensor in enumerate(sent):
+        assert torch.equal(tensor[-1:], given.given[sd3.EMBEDS] * (index + 1))
+
+
 def test_a_missing_negative_prompt_is_named(engine: CountingEngine) -> None:
     given = sd3.conditioning(torch.zeros(1, TEXT, 16), torch.zeros(1, 8))
     with pytest.raises(InputError, match="give a negative conditioning"):
@@ -195,7 +235,7 @@ def test_a_lent_state_begins_with_zeros_whatever_was_left(engine: CountingEngine
 
 
 def test_no_pair_is_lent_twice_at_once_and_few_are_kept(averaging: CountingEngine) -> None:
-    pool, contract, latents, given = StatePool(2), contract_of(averaging), noise(1), conditioning(1).given
+    pool, contract, latents, given = StatePool(), contract_of(averaging), noise(1), conditioning(1).given
     with ExitStack() as stack:
         states = [stack.enter_context(pool.lend(contract, latents, given)) for _ in range(4)]
         buffers = [tensor.data_ptr() for state in states for tensor in (state.average, state.spare)]
@@ -204,6 +244,13 @@ def test_no_pair_is_lent_twice_at_once_and_few_are_kept(averaging: CountingEngin
             assert other.average.shape[0] == 2
     assert len(pool._idle) == 2
     pool.clear()
+    assert not pool._idle
+
+
+def test_a_pool_that_shall_keep_nothing_frees_what_comes_back(averaging: CountingEngine) -> None:
+    pool, contract, latents, given = StatePool(0), contract_of(averaging), noise(1), conditioning(1).given
+    with pool.lend(contract, latents, given):
+        assert not pool._idle
     assert not pool._idle
 
 

@@ -161,6 +161,17 @@ def test_apg_is_diffusers(
         close(x - 0.5 * guided, wanted, ATOL)
 
 
+@given(SEEDS)
+def test_what_is_kept_away_from_zero_does_not_show_in_small_predictions(seed: int) -> None:
+    """A hundredth of a prediction is guided to the same size, or to a hundredth of it."""
+    g, c = (tensor[:, :, :, :4] for tensor in draw(seed, 2))
+    small, u = 0.01 * g, g
+    close(keep_norm(small, c, (2, 2)), keep_norm(g, c, (2, 2)))
+    close(rescale(small, c, 1.0), rescale(g, c, 1.0))
+    close(0.01 * optimised_scale(c, 0.01 * u), optimised_scale(c, u))
+    close(100 * tangential(0.01 * c, 0.01 * u), tangential(c, u))
+
+
 PATCH = (2, 1)
 """Latents of a token in these tests, unlike along its sides."""
 
@@ -241,8 +252,11 @@ def test_images_are_guided_as_alone(name: str, seed: int, modifiers: dict[str, A
 @pytest.mark.parametrize("name", GUIDANCES)
 @given(seed=SEEDS)
 def test_channels_that_are_not_guided_do_not_matter(name: str, seed: int) -> None:
-    """The first three are guided as if there were no fourth, which is the conditional prediction's."""
-    predictions = tuple(draw(seed, 5))
+    """The first three are guided as if there were no fourth, which is the conditional prediction's.
+
+    The picture is two latents high, less than there are channels: the two must not be taken for each other.
+    """
+    predictions = tuple(tensor[:, :, :2] for tensor in draw(seed, 5))
     guidance = Guidance(name=name, guided_channels=3, rescale=0.5, norm=True, zero_star=True, tangential=True)
     guided, moved = guided_by(guidance, rule_of(guidance), predictions)
     three = tuple(tensor[:, :3] for tensor in predictions)
@@ -315,6 +329,33 @@ NAN = float("nan")
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Guidance(**settings)
+
+
+@pytest.mark.parametrize("name", GUIDANCES)
+def test_a_guidance_does_what_its_name_says(name: str) -> None:
+    """And nothing else, unless it is asked for."""
+    rule = Guidance(name=name).rule
+    said = {part: part in name for part in ("emag", "apg", "cads")}
+    assert said == {"emag": rule.perturbed, "apg": rule.apg, "cads": rule.cads}
+    assert rule.uncond == (name not in ("emag-only", "none"))
+    assert rule == GUIDANCES[name]
+    added = (rule.tangential, rule.zero_star, rule.rescaled, rule.zeroed, rule.patch, rule.channels)
+    assert added == (False, False, False, False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("modifier", "words"),
+    [
+        ({"interval": (0.25, 1.0)}, "interval 0.25 to 1"),
+        ({"tangential": True}, "TCFG"),
+        ({"zero_star": True, "zero_init": 2}, "CFG-Zero*, 2 zero steps"),
+        ({"rescale": 0.5}, "rescale 0.5"),
+        ({"norm": True}, "norm of c"),
+        ({"guided_channels": 3}, "first 3 channels"),
+    ],
+)
+def test_a_modifier_alone_is_said_alone(modifier: dict[str, Any], words: str) -> None:
+    assert Guidance(**modifier).modifiers == (words,)
 
 
 def test_modifiers_are_said_in_words() -> None:

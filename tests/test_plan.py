@@ -1,7 +1,8 @@
 """Windows, phases and what a run costs."""
 
+import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emag_export.errors import InputError
+from emag_export.kinds import Variant
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
 from emag_export.runtime.keywords import amended
 from emag_export.runtime.request import GenerationRequest
@@ -23,6 +25,8 @@ from emag_export.runtime.sampling.plan import (
 )
 from emag_export.runtime.sampling.schedule import Schedule
 from emag_export.runtime.sampling.select import scheduled
+from tests.conftest import GOLDEN
+from tests.golden.case import GoldenCase
 from tests.test_contract import SD3
 
 
@@ -37,6 +41,7 @@ def plan(
     return make_plan(SD3, schedule(steps), Guidance(name=guidance, **modifiers), windows)
 
 
+RECORDINGS = ("query-canonical", "query-apg", "map-cads")
 WINDOWS = st.builds(
     EmagWindows,
     beta=st.floats(0, 1),
@@ -52,6 +57,32 @@ def test_28_steps_accumulate_in_23_and_perturb_in_5_to_22() -> None:
     assert [index for index, phase in enumerate(phases) if phase == Phase.GUIDE] == list(range(5, 23))
 
 
+def test_defaults_are_those_of_the_released_code() -> None:
+    """As recorded from it: windows, scales, APG and CADS."""
+    recorded = {name: GoldenCase.load(GOLDEN / f"{name}.npz").meta for name in RECORDINGS}
+    plain = recorded["query-canonical"]
+    windows = EmagWindows()
+    assert {name: getattr(windows, name) for name in ("beta", "start", "delta", "stop")} == {
+        name: plain[name] for name in ("beta", "start", "delta", "stop")
+    }
+    assert (windows.strength, windows.unit, windows.blur_sigma) == (1.0, Unit.RUN, None)
+    guidance = Guidance()
+    assert (guidance.name, guidance.scale, guidance.emag_scale) == (
+        "emag",
+        plain["guidance"],
+        plain["emag_scale"],
+    )
+    assert asdict(guidance.apg) == recorded["query-apg"]["apg"]
+    released = recorded["map-cads"]["cads"]
+    assert asdict(guidance.cads) == {
+        "tau1": released["tau1"],
+        "tau2": released["tau2"],
+        "noise_scale": released["s"],
+        "mixing": released["psi"],
+    }
+    assert (guidance.modifiers, guidance.zero_init, guidance.interval) == ((), 1, (0.0, 1.0))
+
+
 @given(WINDOWS, st.integers(1, 300))
 def test_windows_are_those_of_the_specification(windows: EmagWindows, steps: int) -> None:
     # The specification's own sentence, step by step, with r counting down.
@@ -64,6 +95,24 @@ def test_windows_are_those_of_the_specification(windows: EmagWindows, steps: int
         perturb = k(windows.stop) <= r <= k(windows.start) - k(windows.delta)
         assert (phase != Phase.PLAIN) == accumulate
         assert (phase == Phase.GUIDE) == (perturb and accumulate)
+
+
+@given(st.integers(-3, 40), st.integers(0, 40), st.integers(-3, 40), st.integers(1, 30))
+def test_windows_in_steps_are_counted_from_the_end_of_the_run(
+    start: int, delta: int, stop: int, steps: int
+) -> None:
+    """The same sentence, in which every position is a step already; what lies outside the run is its end."""
+    phases = EmagWindows(start=start, delta=delta, stop=stop, unit=Unit.STEPS).phases(steps)
+    first, wait, last = (min(max(position, 0), steps - 1) for position in (start, delta, stop))
+    for index, phase in enumerate(phases):
+        r = steps - 1 - index
+        accumulate = last <= r <= first
+        assert (phase != Phase.PLAIN) == accumulate
+        assert (phase == Phase.GUIDE) == (accumulate and r <= first - wait)
+
+
+def test_positions_outside_the_run_are_its_ends() -> None:
+    assert [window_index(x, 28) for x in (-20, 0, 250, 300)] == [0, 0, 27, 27]
 
 
 def test_halves_round_to_even_as_in_python() -> None:
@@ -102,6 +151,40 @@ def test_blocks_are_left_to_delta_or_chosen_step_by_step(windows: EmagWindows, s
     assert all(step.choice is None for step in plan(steps, "emag", windows).steps)
     for step in chosen:
         assert step.strength == (windows.strength if step.phase == Phase.GUIDE else 0)
+
+
+@pytest.mark.parametrize("variant", [Variant.SKIP, Variant.IDENTITY, Variant.BLUR_QUERY])
+def test_what_keeps_nothing_is_guided_without_preparation(variant: Variant) -> None:
+    """All candidates in every step of the window, and nothing is tracked, started or moved."""
+    sd3 = replace(SD3, variant=variant)
+    windows = EmagWindows(beta=0.5, delta=50, strength=0.25, blur_sigma=1.5)
+    planned = make_plan(sd3, schedule(28), Guidance(), windows).steps
+    guided = [index for index, step in enumerate(planned) if step.phase == Phase.GUIDE]
+    assert guided == list(range(5, 23))
+    assert {step.phase for step in planned} == {Phase.PLAIN, Phase.GUIDE}
+    assert {step.choice for step in planned} == {(1.0,) * len(SD3.blocks)}
+    assert not any(step.ema_step or step.starts_average for step in planned)
+    assert {step.strength for step in planned if step.phase == Phase.GUIDE} == {0.25}
+    assert {step.blur_sigma for step in planned} == {1.5}
+
+
+@pytest.mark.parametrize("sigma", [None, math.inf])
+def test_without_a_sigma_a_blur_is_the_mean(sigma: float | None) -> None:
+    windows = EmagWindows(blur_sigma=sigma)
+    assert windows.blur_sigma is None, "JSON has no infinity"
+    assert {step.blur_sigma for step in plan(windows=windows).steps} == {math.inf}
+    assert EmagWindows(blur_sigma=0.0).blur_sigma == 0
+
+
+def test_a_distilled_model_is_compared_with_one_row_a_step() -> None:
+    """Counted by hand: 28 steps of 24 blocks for c, and 18 steps of 18 blocks for p."""
+    cost = make_plan(SD3, schedule(28), Guidance(name="emag-only")).cost
+    assert (cost.planned, cost.cfg, cost.own, cost.two_pass) == (996, 1344, 1344, 1344)
+    phases = EmagWindows().phases(28)
+    distilled = cost_of(SD3, phases, GUIDANCES["emag-only"], distilled=True)
+    assert (distilled.planned, distilled.own) == (28 * 24 + 18 * 18, 28 * 24)
+    assert distilled.relative_to_own == 996 / 672
+    assert distilled.relative_to_cfg == 996 / 1344
 
 
 def test_sd3_costs_1668_row_blocks_where_cfg_costs_1344() -> None:
@@ -162,11 +245,18 @@ def test_a_noise_of_zero_is_refused() -> None:
     make_plan(epsilon, schedule(4), replace(guidance, zero_init=0))
 
 
+def test_guidance_that_the_model_can_just_have_is_planned() -> None:
+    assert plan(guided_channels=16).steps[0].rule.channels == 16
+    assert plan(zero_star=True, zero_init=27).steps[26].rule.zeroed
+    assert {step.rule.patch for step in plan(norm=True).steps} == {SD3.patch}
+    assert {step.rule.patch for step in plan().steps} == {None}
+
+
 def test_dit_costs_14816_row_blocks_where_cfg_costs_14000() -> None:
     dit = replace(SD3, num_blocks=28, blocks=(12, 13, 14))
     phases = [Phase.GUIDE] * 51 + [Phase.PLAIN] * 199
     cost = cost_of(dit, phases, GUIDANCES["emag"])
-    assert (cost.planned, cost.cfg) == (14816, 14000)
+    assert (cost.planned, cost.cfg, cost.own) == (14816, 14000, 14000)
     assert cost.relative_to_cfg == pytest.approx(1.058, abs=5e-4)
 
 
@@ -187,6 +277,8 @@ def test_cost_counts_the_rows_of_every_step(windows: EmagWindows, steps: int, gu
         ("beta", float("nan"), "`emag_beta` is nan"),
         ("strength", -0.1, "`emag_strength` is -0.1"),
         ("delta", -1, "`emag_delta` is -1; perturbation cannot begin before"),
+        ("blur_sigma", -0.5, "`blur_sigma` is -0.5; it must lie between 0.0 and inf"),
+        ("blur_sigma", float("nan"), "`blur_sigma` is nan"),
     ],
 )
 def test_bad_windows_are_refused(option: str, value: float, message: str) -> None:

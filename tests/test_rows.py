@@ -96,6 +96,8 @@ def test_placed_rows_split_predictions_as_the_layout_says(images: Images) -> Non
     split = rows.split(number)
     assert split.cond.flatten().tolist() == list(layout.cond)
     assert split.perturbed.flatten().tolist() == list(layout.perturbed)
+    nothing_perturbed = all(phase != Phase.GUIDE for phase, _ in images)
+    assert (split.perturbed is split.cond) == nothing_perturbed, "the rows of both are computed once"
     assert (split.uncond is None) == (layout.uncond is None)
     if split.uncond is not None:
         assert split.uncond.flatten().tolist() == list(layout.uncond or ())
@@ -104,6 +106,15 @@ def test_placed_rows_split_predictions_as_the_layout_says(images: Images) -> Non
         assert not with_row
     else:
         assert torch.arange(len(images))[rows.uncond_images].tolist() == with_row
+
+
+def test_rows_behind_each_other_are_slices_and_cost_no_copy() -> None:
+    rows = place_rows((Phase.PLAIN, Phase.TRACK, Phase.PLAIN), (True, True, True), CPU)
+    assert (rows.uncond_images, rows.uncond) == (slice(0, 3), slice(0, 3))
+    assert (rows.cond, rows.perturbed) == (slice(3, 6), slice(3, 6))
+    prediction = torch.randn(6, 1, 1, 1)
+    split = rows.split(prediction)
+    assert split.cond.data_ptr() == split.perturbed.data_ptr() == prediction[3:].data_ptr()
 
 
 @given(st.lists(st.integers(0, 5), max_size=9))

@@ -70,7 +70,7 @@ def test_flow_matching_equals_diffusers_over_a_whole_run(name: str, steps: int) 
     config, tokens = CONFIGS[name], 1024
     theirs = flow_scheduler(config, steps, tokens)
     ours = flow_match_schedule(config, steps, tokens)
-    assert ours.steps == steps
+    assert {len(ours.p), len(ours.q), len(ours.a), len(ours.b), ours.steps} == {steps}
     assert ours.log_variance is None
     assert torch.equal(torch.tensor(ours.sigmas), theirs.sigmas[:-1])
     assert torch.equal(torch.tensor(ours.timesteps), theirs.timesteps.float())
@@ -145,15 +145,17 @@ def ddim(spacing: str) -> Any:
     return pytest.param(made, id=f"ddim-50-{spacing}")
 
 
-def ddpm(spacing: str, steps: int, variance: str) -> Any:
-    settings = {"timestep_spacing": spacing, "variance_type": variance}
+def ddpm(spacing: str, steps: int, variance: str, offset: int = 0) -> Any:
+    settings = {"timestep_spacing": spacing, "variance_type": variance, "steps_offset": offset}
     made = Diffusion(kind=DDPMScheduler, make=ddpm_schedule, steps=steps, settings=settings)
-    return pytest.param(made, id=f"ddpm-{steps}-{spacing}-{variance}")
+    return pytest.param(made, id=f"ddpm-{steps}-{spacing}-{variance}" + (f"+{offset}" if offset else ""))
 
 
 SPACINGS = ("linspace", "leading")
 DIFFUSIONS = [
-    *(ddim(spacing) for spacing in SPACINGS),
+    *(ddim(spacing) for spacing in (*SPACINGS, "trailing")),
+    # Its last step begins at 1, behind which there is one more, but none in the run.
+    ddpm("leading", 25, "fixed_small", offset=1),
     *(
         ddpm(spacing, steps, variance)
         for spacing in SPACINGS
@@ -191,6 +193,9 @@ def test_diffusion_equals_diffusers_in_every_step(diffusion: Diffusion, dtype: t
     theirs.alphas_cumprod = theirs.alphas_cumprod.to(dtype)
     tolerance = 1e-13 if dtype is torch.float64 else diffusion.float32
     assert ours.timesteps == tuple(map(float, theirs.timesteps))
+    assert ours.sigmas == pytest.approx(
+        torch.sqrt(1 - theirs.alphas_cumprod.double()[theirs.timesteps]).tolist()
+    )
     generator, drawn, noise = (torch.Generator().manual_seed(seed) for seed in (0, 1, 1))
     for index in range(ours.steps):
         latents = torch.randn(2, 4, 5, 6, generator=generator, dtype=dtype)
@@ -268,10 +273,25 @@ def test_no_steps_are_refused(make: Callable[..., Schedule], steps: int) -> None
         make({"clip_sample": False}, steps, 64)
 
 
+def test_noise_levels_that_are_none_are_refused() -> None:
+    """diffusers stretches levels so that the last is 0.02; with one step it divides 0 by 0."""
+    refused = pytest.raises(InputError, match="no finite noise levels for 1 steps; take more")
+    with pytest.warns(RuntimeWarning, match="invalid value"), refused:
+        flow_match_schedule({"shift": 3.0, "shift_terminal": 0.02}, 1, 64)
+    assert flow_match_schedule({"shift": 3.0, "shift_terminal": 0.02}, 2, 64).sigmas[-1] == pytest.approx(
+        0.02
+    )
+
+
 @pytest.mark.parametrize("make", [ddim_schedule, ddpm_schedule])
 def test_more_steps_than_the_model_was_trained_on_are_refused(make: Callable[..., Schedule]) -> None:
     with pytest.raises(InputError, match=r"1001 denoising steps were asked for; .* at most 1000"):
         make({"clip_sample": False}, 1001, 64)
+
+
+@pytest.mark.parametrize("make", [ddim_schedule, ddpm_schedule])
+def test_as_many_steps_as_the_model_was_trained_on_are_taken(make: Callable[..., Schedule]) -> None:
+    assert make({"clip_sample": False, "num_train_timesteps": 50}, 50, 64).steps == 50
 
 
 EPSILON = {"clip_sample": False, "prediction_type": "epsilon"}

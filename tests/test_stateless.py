@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -81,6 +82,29 @@ def test_a_blur_keeps_what_is_even(size: int, sigma: float) -> None:
     matrix = blur_matrix(size, sigma, CPU)
     assert matrix.shape == (size, size) and bool((matrix >= 0).all())
     torch.testing.assert_close(matrix.sum(dim=1), torch.ones(size))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 16])
+@pytest.mark.parametrize("sigma", [0.3, 0.5, 1.0, 2.0, 7.0])
+def test_a_blur_is_a_convolution_of_the_line_and_its_mirror_images(size: int, sigma: float) -> None:
+    """numpy's, with taps as the published code counts them: the odd number not below six sigma."""
+    half = math.ceil(6 * sigma) // 2
+    taps = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma**2))
+    line = np.random.default_rng(0).normal(size=size)
+    wanted = np.convolve(np.pad(line, half, mode="reflect"), taps / taps.sum(), mode="valid")
+    found = blur_matrix(size, sigma, CPU).numpy() @ line
+    # float32 and float64; measured below 1e-7.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "sigma", "wanted"), [(4, 0.0, "itself"), (1, 3.0, "itself"), (4, math.inf, "mean")]
+)
+def test_a_blur_at_its_ends(size: int, sigma: float, wanted: str) -> None:
+    """None at all, of a single token, and so wide that only the mean is left."""
+    line = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    found = blur_matrix(size, sigma, CPU) @ line
+    torch.testing.assert_close(found, line if wanted == "itself" else line.mean().expand(size))
 
 
 def test_random_blocks_change_and_repeat() -> None:

@@ -167,6 +167,7 @@ def test_a_run_of_one_plan_is_the_same_calls_placed_one_by_one(engine: PreciseEn
     for planned, placed in zip(plan.steps, whole, strict=True):
         (call,) = place_calls([[ImageStep(step=planned, guidance=plan.guidance)]], engine.contract, CPU)
         assert torch.equal(call.a, placed.a) and torch.equal(call.timestep, placed.timestep)
+        assert [group.images for group in call.groups] == [None], "nothing is gathered where all are alike"
         state, _ = step(engine, call, state, request.conditioning.trunk(call.rows))
     assert torch.equal(state.latents, by_itself(engine, request))
 
@@ -225,6 +226,33 @@ def test_noise_is_added_with_the_variance_of_its_image(engine: PreciseEngine) ->
     after, _ = step(still, call, state, given.trunk(call.rows), noise=z)
     assert torch.equal(after.latents[0], state.latents[0])
     torch.testing.assert_close(after.latents[1], state.latents[1] + torch.exp(torch.tensor(-1.0)) * z[1])
+
+
+def test_delta_counts_where_there_is_an_older_average(engine: PreciseEngine) -> None:
+    """Not where nothing is averaged, nor at the first accumulation; per image, or for all that are alike."""
+    request = some_request(engine, random.Random(11), name="emag")
+    tracked = replace(request.plan.steps[0], phase=Phase.TRACK, starts_average=False, ema_step=0.5)
+    steps = {
+        "plain": replace(tracked, phase=Phase.PLAIN, ema_step=0.0),
+        "first": replace(tracked, starts_average=True, ema_step=1.0),
+        "tracked": tracked,
+        "guided": replace(tracked, phase=Phase.GUIDE, strength=1.0),
+    }
+    counts = {"plain": False, "first": False, "tracked": True, "guided": True}
+    layers = len(engine.contract.blocks)
+
+    def measuring(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"layer_delta": torch.full((len(feeds["layer_mask"]), layers), 7.0)}
+
+    for names in (["plain"], ["first", "plain"], ["tracked", "guided"], list(steps), [*steps][::-1]):
+        images = [ImageStep(step=steps[name], guidance=request.plan.guidance) for name in names]
+        (call,) = place_calls([images], engine.contract, CPU)
+        start = RunState.start(engine.contract, request.latents, request.conditioning.given)
+        state = RunState.cat([replace(start, delta=torch.full((1, layers), 3.0))] * len(names))
+        given = Conditioning.cat([request.conditioning] * len(names))
+        counting = FunctionEngine(engine.contract.graph, measuring)
+        after, _ = step(counting, call, state, given.trunk(call.rows))
+        assert after.delta.tolist() == [[7.0 if counts[name] else 3.0] * layers for name in names], names
 
 
 def test_a_schedule_of_other_coefficients_is_what_is_stepped_along(engine: PreciseEngine) -> None:

@@ -41,7 +41,7 @@ def blur_matrix(size: int, sigma: float, device: torch.device) -> Float[Tensor, 
         return torch.full((size, size), 1 / size, device=device)
     if sigma == 0 or size == 1:
         return torch.eye(size, device=device)
-    half = (math.ceil(6 * sigma) | 1) // 2
+    half = math.ceil(6 * sigma) // 2  # on either side; the odd number of taps has the tap in the middle
     offsets = torch.arange(-half, half + 1)
     kernel = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()

@@ -32,11 +32,6 @@ class Conditioning:
                 f"{', '.join(self.given)}; give the same tensors in both"
             )
 
-    @property
-    def images(self) -> int:
-        """Number of images."""
-        return next(iter(self.given.values())).shape[0]
-
     def to(self, device: torch.device) -> Self:
         """The same on another device.
 
