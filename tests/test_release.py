@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+import re
 import stat
 import sys
 import zipfile
@@ -83,9 +84,11 @@ def test_this_version_has_a_section_and_its_notes() -> None:
     """Lines below [Unreleased] are what the next version will have, so they are no fault here."""
     unreleased, newest, *_ = read_changelog((ROOT / "CHANGELOG.md").read_text("utf-8"))
     assert (unreleased.version, newest.version) == ("Unreleased", VERSION)
-    assert notes(VERSION) == newest.text
     assert "### Added" in newest.text
-    assert "compare/v" not in newest.text
+    assert relative_targets(newest.text), "a link to a file, which is made whole"
+    assert not relative_targets(notes(VERSION))
+    assert f"/blob/v{VERSION}/docs/release.md)" in notes(VERSION)
+    assert re.sub(r"\]\(.*?\)", "", notes(VERSION)) == re.sub(r"\]\(.*?\)", "", newest.text)
     with pytest.raises(ReleaseError, match=r"no section of 0\.0\.9"):
         notes("0.0.9")
 
