@@ -32,6 +32,7 @@ from benchmarks.where import matrix
 from emag_export.families import FAMILIES
 from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, cost_of
+from tests.mutants import report as mutants
 
 __all__ = ["DOCUMENTS", "NUMBERS", "TABLES", "render"]
 
@@ -316,6 +317,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "serving": _serving,
     "soak": _soak,
     "operators": lambda: _table(*operators.table()),
+    "mutants": lambda: _table(*mutants.module_table(load_results(mutants.RESULTS))),
+    "mutants-survivors": lambda: _table(*mutants.survivor_table(load_results(mutants.RESULTS))),
     "compared": lambda: _table(*compared.table()),
     "matrix": lambda: _table(*matrix()),
     **{name: partial(_evidence, made) for name, made in evidence_tables().items()},

@@ -27,6 +27,7 @@ from benchmarks.quantised import __main__ as quantised
 from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import soak
+from tests.mutants import report as mutants
 
 FILES = sorted(FOLDER.rglob("*.json"))
 AXES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -35,6 +36,7 @@ AXES: dict[str, Callable[[], dict[str, Any]]] = {
     "fusion.json": fusion.axes,
     "golden_errors.json": golden_errors.axes,
     "hero.json": hero.axes,
+    "mutants.json": mutants.axes,
     "operators.json": operators.axes,
     **{
         f"prompt_accuracy/{model}.json": partial(prompt_accuracy.axes, model)
