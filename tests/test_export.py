@@ -21,7 +21,7 @@ from emag_export.exporter.graph.onnx_export import export_graph
 from emag_export.exporter.graph.passes import write_engine_graphs
 from emag_export.families.sd3.graph import embed_time
 from emag_export.kinds import Variant
-from tests.conftest import Exporter, small_fork
+from tests.conftest import Exporter, forked, small_fork, small_model
 
 GRAPHS = [("sd3", Variant.EMAG_Q), ("sd3", Variant.EMAG), ("sd35", Variant.EMAG_Q)]
 # Other order of float32 sums over three blocks; measured below 1e-5 on values up to 10.
@@ -87,6 +87,14 @@ def test_a_mask_changes_the_prediction_of_tracked_rows_only() -> None:
     difference = (guided - plain).abs().flatten(1).amax(dim=1)
     assert (difference[:-2] < ROUNDING).all()
     assert (difference[-2:] > 10 * ROUNDING).all()
+
+
+def test_a_fork_has_the_weights_of_its_model_and_no_others() -> None:
+    """Tables that are computed are none, and are not saved."""
+    model = small_model()
+    module = forked(model, Variant.EMAG_Q)
+    assert {name.removeprefix("model.") for name in module.state_dict()} == set(model.state_dict())
+    assert dict(module.named_buffers())
 
 
 def test_the_average_starts_holds_and_continues() -> None:

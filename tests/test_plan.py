@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from emag_export.errors import InputError
@@ -97,7 +97,10 @@ def test_windows_are_those_of_the_specification(windows: EmagWindows, steps: int
         assert (phase == Phase.GUIDE) == (perturb and accumulate)
 
 
-@given(st.integers(-3, 40), st.integers(0, 40), st.integers(-3, 40), st.integers(1, 30))
+@example(start=-3, delta=0, stop=-3, steps=4)
+@given(
+    start=st.integers(-3, 40), delta=st.integers(0, 40), stop=st.integers(-3, 40), steps=st.integers(1, 30)
+)
 def test_windows_in_steps_are_counted_from_the_end_of_the_run(
     start: int, delta: int, stop: int, steps: int
 ) -> None:

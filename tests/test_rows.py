@@ -119,8 +119,8 @@ def test_rows_behind_each_other_are_slices_and_cost_no_copy() -> None:
 
 @given(st.lists(st.integers(0, 5), max_size=9))
 def test_picked_rows_are_a_copy_in_the_order_asked_for(images: list[int]) -> None:
-    rows = torch.arange(6.0)
+    rows = torch.arange(12.0).reshape(6, 2)
     picked = pick(rows, images)
-    assert picked.tolist() == [float(image) for image in images]
+    assert picked.tolist() == [[2.0 * image, 2.0 * image + 1] for image in images]
     picked.fill_(-1)
-    assert rows.tolist() == [0, 1, 2, 3, 4, 5]
+    assert rows.flatten().tolist() == list(range(12))

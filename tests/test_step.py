@@ -11,7 +11,9 @@ from torch import Tensor
 from emag_export.engines.function import FunctionEngine
 from emag_export.errors import ContractError, InputError
 from emag_export.kinds import Variant
-from emag_export.runtime.guidance.rules import Guidance
+from emag_export.runtime.guidance.apg import ApgConfig
+from emag_export.runtime.guidance.clean import Clean
+from emag_export.runtime.guidance.rules import Guidance, Terms
 from emag_export.runtime.loop import denoise
 from emag_export.runtime.sampling.call import ImageStep, calls_of, place_calls
 from emag_export.runtime.sampling.conditioning import Conditioning
@@ -226,6 +228,59 @@ def test_noise_is_added_with_the_variance_of_its_image(engine: PreciseEngine) ->
     after, _ = step(still, call, state, given.trunk(call.rows), noise=z)
     assert torch.equal(after.latents[0], state.latents[0])
     torch.testing.assert_close(after.latents[1], state.latents[1] + torch.exp(torch.tensor(-1.0)) * z[1])
+
+
+def test_blocks_are_perturbed_as_chosen_or_as_delta_says(engine: PreciseEngine) -> None:
+    """By their strength, and none where nothing is perturbed; side by side, and one by one."""
+    request = some_request(engine, random.Random(11), name="emag")
+    guided = replace(request.plan.steps[0], phase=Phase.GUIDE, strength=0.5, choice=None)
+    steps = [guided, replace(guided, strength=0.25, choice=(1.0, 0.0))]
+    steps.append(replace(guided, phase=Phase.PLAIN, strength=0.0))
+    wanted = [[0.0, 0.5], [0.25, 0.0], [0.0, 0.0]]
+    start = RunState.start(engine.contract, request.latents, request.conditioning.given)
+    start = replace(start, delta=torch.tensor([[1.0, 2.0]]))
+    for chosen in ([0, 1, 2], [2, 0], [1], [0], [2]):
+        images = [ImageStep(step=steps[i], guidance=request.plan.guidance) for i in chosen]
+        (call,) = place_calls([images], engine.contract, CPU)
+        given = Conditioning.cat([request.conditioning] * len(chosen))
+        state = RunState.cat([start] * len(chosen))
+        _, found = step(FunctionEngine(engine.contract.graph), call, state, given.trunk(call.rows))
+        assert found.mask.tolist() == [wanted[i] for i in chosen]
+
+
+def test_numbers_of_an_image_are_those_of_its_guidance_and_step(engine: PreciseEngine) -> None:
+    """Each under its own name, on the device as on the host."""
+    apg = ApgConfig(scale=5.0, eta=0.25, norm_threshold=6.0, momentum=-0.75)
+    guidance = Guidance(name="emag+apg", scale=3.0, emag_scale=1.25, rescale=0.5, apg=apg)
+    planned = some_request(engine, random.Random(11), name="apg").plan.steps[0]
+    planned = replace(planned, rule=guidance.rule, p=0.875, q=-0.375)
+    (call,) = place_calls([[ImageStep(step=planned, guidance=guidance)]], engine.contract, CPU)
+    (group,) = call.groups
+    wanted = Terms.of(guidance, Clean.of(0.875, -0.375))
+    for name in ("scale", "emag_scale", "rescale"):
+        assert getattr(group.terms, name).item() == getattr(wanted, name), name
+    for part in ("apg", "clean"):
+        numbers = {name: value.item() for name, value in vars(getattr(group.terms, part)).items()}
+        assert numbers == vars(getattr(wanted, part))
+
+
+def test_two_kinds_of_guidance_in_a_call(engine: PreciseEngine) -> None:
+    """One picture along u + w(c - u), the other along p + s(c - p), written out."""
+    generator = random.Random(13)
+    requests = [some_request(engine, generator, name=name) for name in ("cfg", "emag-only")]
+    images = [
+        ImageStep(step=replace(r.plan.steps[0], phase=phase, strength=1.0), guidance=r.plan.guidance)
+        for r, phase in zip(requests, (Phase.PLAIN, Phase.GUIDE), strict=True)
+    ]
+    (call,) = place_calls([images], engine.contract, CPU)
+    state = RunState.cat([RunState.start(engine.contract, r.latents, r.conditioning.given) for r in requests])
+    given = Conditioning.cat([r.conditioning for r in requests])
+    _, found = step(engine, call, state, given.trunk(call.rows))
+    u, c, p = found.predictions.uncond, found.predictions.cond, found.predictions.perturbed
+    w, s = requests[0].plan.guidance.scale, requests[1].plan.guidance.emag_scale
+    assert u is not None
+    torch.testing.assert_close(found.guided[0], u[0] + w * (c[0] - u[0]))
+    torch.testing.assert_close(found.guided[1], p[1] + s * (c[1] - p[1]))
 
 
 def test_delta_counts_where_there_is_an_older_average(engine: PreciseEngine) -> None:
