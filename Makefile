@@ -87,7 +87,7 @@ quantised: $(STAMP)  ## What quantisation does to guidance and pictures, and wha
 	$(BIN)/python -m benchmarks.quantised
 	$(BIN)/python -m benchmarks.quantised.tables
 
-mutants: $(STAMP)  ## Change the core in small ways and see whether the tests notice (half an hour on two idle cores)
+mutants: $(STAMP)  ## Change the core in small ways and see whether the tests notice (six minutes on two cores)
 	$(BIN)/python -m tests.mutants
 
 accuracy: $(STAMP)  ## Measure how well guided pictures follow their prompts

@@ -57,6 +57,7 @@ def changes(source: str, *kinds: str) -> list[tuple[str, str]]:
         ("raise E(f'{a} is not {1 + 1}')", ["pass"]),
         ("return a, b", ["return b, a"]),
         ("return a", []),
+        ("return a, a", []),
         ("assert a > 1", []),
         ("x: Literal[1] = a", []),
         ("x = 'some text' if a else f'{b + 1}'", []),

@@ -54,6 +54,8 @@ def mutants_of(path: str, source: str) -> list[Mutant]:
     found: dict[str, Mutant] = {}
     for function, change in sorted(finder.found, key=lambda pair: (pair[1].start, pair[1].end, pair[1].kind)):
         changed = text.bytes[: change.start] + change.text.encode() + text.bytes[change.end :]
+        if changed == text.bytes:
+            continue  # two that are alike have changed places
         line, column = text.place(change.start)
         before, after = _changed_lines(text.bytes, changed, change)
         mutant = Mutant(

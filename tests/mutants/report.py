@@ -66,6 +66,7 @@ def rows(found: Sequence[Found]) -> dict[str, Any]:
     """All that goes into the results file."""
     modules = {one.mutant.path: None for one in found}
     return {
+        "processor_seconds": round(sum(one.outcome.seconds for one in found)),
         "total": counts(found),
         "modules": [
             {"module": path, **counts([one for one in found if one.mutant.path == path])} for path in modules

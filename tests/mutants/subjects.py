@@ -76,7 +76,7 @@ _STEP = (
     "test_weak::emag-q|refused",
 )
 _GRAPH = (
-    r"test_export::own_model\[sd3-.*sizes1\]|mask_changes|average_starts",
+    r"test_export::own_model\[sd3-.*sizes1\]|mask_changes|average_starts|has_the_weights",
     r"test_stateless::reference_does\[.*sd3\]",
     r"test_golden::torch_follows_the_recording\[(query-canonical|map-img)",
     "test_contract",
