@@ -278,7 +278,7 @@ def test_a_guider_is_kept_in_files(tmp_path: Path) -> None:
     assert difference(draw_modular(modular_pipeline(off, model), given), plain) <= TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_the_example_runs(tmp_path: Path) -> None:
     """The document's code is run by test_documents.py."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -19,10 +19,13 @@ def warned() -> Iterator[list[str]]:
     found: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
-    log = logging.getLogger("griffe")
-    log.addHandler(handler)
+    # Once mkdocstrings is imported, griffe's messages go to mkdocs.
+    logs = [logging.getLogger(name) for name in ("griffe", "mkdocs")]
+    for log in logs:
+        log.addHandler(handler)
     yield found
-    log.removeHandler(handler)
+    for log in logs:
+        log.removeHandler(handler)
 
 
 def documented(owner: griffe.Module | griffe.Class) -> Iterator[griffe.Object]:

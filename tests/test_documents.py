@@ -53,7 +53,7 @@ LEFT = {
 """Document to what is checked of the files that its code leaves."""
 
 
-LONG = ("docs/guides/lora.md", "docs/guides/quantisation.md")
+LONG = ("docs/guides/evaluation.md", "docs/guides/lora.md", "docs/guides/quantisation.md")
 """Documents that export models of their own, for ``make rehearsal``."""
 
 

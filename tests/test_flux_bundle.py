@@ -158,6 +158,7 @@ def test_a_run_is_compared_with_the_model_s_own_guidance(flux_bundle: Path) -> N
     assert measured["results"][1]["to_cfg"]["row_blocks"] > 1
 
 
+@pytest.mark.rehearsal
 def test_tables_and_the_server_take_it(flux_bundle: Path, tmp_path: Path) -> None:
     rows = [{"prompt": PROMPT}, {"prompt": PROMPT, "embedded_guidance": 1.5}]
     table = tmp_path / "rows.jsonl"

@@ -121,7 +121,7 @@ def test_a_guidance_is_added(folder: Path, tmp_path: Path) -> None:
     run_tests(checkout, *files, "-k", "power or equal_perturbed")
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_a_negative_is_added(tmp_path: Path) -> None:
     """And is held to what every kind is held to, on SD3, SD3.5 and DiT."""
     checkout = changed_checkout("new-negative.md", tmp_path / "checkout")
@@ -137,7 +137,7 @@ def test_a_bundle_with_the_new_negative(folder: Path, tmp_path: Path) -> None:
     assert (folder / "softened.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_a_backend_is_added(folder: Path, tmp_path: Path) -> None:
     checkout = changed_checkout("new-backend.md", tmp_path / "checkout")
     code = list(blocks("new-backend.md", "python", marked=False))

@@ -143,6 +143,7 @@ def test_a_gpu_without_fp8_is_refused_before_anything_is_built(fp8_bundle: Path,
     assert not (fp8_bundle / "engines").exists()
 
 
+@pytest.mark.rehearsal
 def test_int8_is_for_the_cpu(small_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"int8 is for onnxruntime, in float32, and not in float16"):
         identify(str(small_pipeline), _options(Scheme.INT8, precision="float16"))

@@ -110,6 +110,7 @@ def test_same_seed_same_weights_and_no_effect_on_the_callers_generator(name: str
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.usefixtures("small_sd3")
 def test_a_bundle_of_the_transformer_alone(tmp_path: Path) -> None:
     options = BuildOptions(
