@@ -21,11 +21,14 @@ def warned() -> Iterator[list[str]]:
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
     # Once mkdocstrings is imported, griffe's messages go to mkdocs.
     logs = [logging.getLogger(name) for name in ("griffe", "mkdocs")]
+    levels = [log.level for log in logs]
     for log in logs:
         log.addHandler(handler)
+        log.setLevel(logging.WARNING)  # a command that ran before has silenced libraries
     yield found
-    for log in logs:
+    for log, level in zip(logs, levels, strict=True):
         log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def documented(owner: griffe.Module | griffe.Class) -> Iterator[griffe.Object]:
