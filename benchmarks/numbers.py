@@ -12,16 +12,12 @@ from typing import Any
 from benchmarks import full_size
 from benchmarks.evidence.__main__ import RESULTS as EVIDENCE
 from benchmarks.figures import hero
-from benchmarks.figures.subject import cost_of_model, sd3_cost
+from benchmarks.figures.subject import counted, sd3
 from benchmarks.memory import RESULTS as MEMORY
 from benchmarks.results import load_results
 from emag_export.tiny_sd3 import MODEL_DIR
 
 __all__ = ["NUMBERS"]
-
-
-def _hero(name: str) -> str:
-    return hero.numbers()[name]
 
 
 def _exported(part: str, precision: str) -> dict[str, Any]:
@@ -41,7 +37,7 @@ def _memory_gb(part: str, precision: str) -> str:
 
 
 def _relative(model: str) -> str:
-    return f"{cost_of_model(model).relative_to_own:.3f}"
+    return f"{counted(model).cost.relative_to_own:.3f}"
 
 
 def _cost_of_suite(setting: str) -> str:
@@ -59,9 +55,9 @@ def _embedded(folder: Path) -> str:
 
 NUMBERS: Mapping[str, Callable[[], str]] = MappingProxyType(
     {
-        "fork": lambda: f"{sd3_cost().relative_to_cfg:.2f}",
-        "two-pass": lambda: f"{sd3_cost().two_pass / sd3_cost().cfg:g}",
-        **{name: partial(_hero, name) for name in hero.NUMBERS},
+        "fork": lambda: f"{sd3().cost.relative_to_cfg:.2f}",
+        "two-pass": lambda: f"{sd3().cost.two_pass / sd3().cost.cfg:g}",
+        **hero.NUMBERS,
         "tiny-sd3-size": partial(_embedded, MODEL_DIR),
         "flux-size": partial(_gb, "flux.1-dev/transformer", "float16"),
         "flux-export-memory": partial(_memory_gb, "flux.1-dev/transformer", "float16"),

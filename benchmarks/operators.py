@@ -24,7 +24,7 @@ __all__ = ["RESULTS", "axes", "table"]
 RESULTS = FOLDER / "operators.json"
 _GRAPHS = {"standard": "model.onnx", "fused": engine_graph_file("onnxruntime")}
 _CALLS = 6
-"""The first allocates, and counts with the others: a sixth of what is little in all of them."""
+"""All of them count, the first too, in which memory is allocated."""
 _SIZES = {"trunk_rows": 2, "rows": 3, "tracked": 1, "h": 16, "w": 16, "text": 333}
 _SHOWN = 0.01
 """Operators below this share of both graphs are put together."""

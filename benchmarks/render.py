@@ -22,7 +22,7 @@ from benchmarks import (
     targets,
 )
 from benchmarks.evidence.tables import evidence_tables
-from benchmarks.figures.subject import counted
+from benchmarks.figures.subject import COUNTED, counted
 from benchmarks.numbers import NUMBERS
 from benchmarks.quantised import tables as quantised
 from benchmarks.results import FOLDER, load_results
@@ -86,7 +86,8 @@ def _interval() -> str:
     """Counted, not measured: EMAG-Q with an interval over plain CFG without one."""
     intervals = ((0.0, 1.0), (0.0, 0.75), (0.0, 0.5), (0.2, 0.8), (0.2, 0.5))
     rows = []
-    for shown, contract, defaults in counted():
+    for name, shown in COUNTED.items():
+        contract, defaults = counted(name).contract, counted(name).defaults
         steps, cells = defaults.steps, []
         if not GUIDANCES[defaults.guidance].uncond:
             continue
@@ -102,13 +103,13 @@ def _interval() -> str:
 def _cost() -> str:
     """Counted, not measured: from the plan of the default run."""
     rows = []
-    for shown, contract, defaults in counted():
-        rule, steps = GUIDANCES[defaults.guidance], defaults.steps
-        cost = cost_of(contract, EmagWindows().phases(steps), rule, distilled=not rule.uncond)
-        blocks = contract.blocks
+    for name, shown in COUNTED.items():
+        model, cost = counted(name), counted(name).cost
+        blocks, steps = model.contract.blocks, model.defaults.steps
+        depth = f"{shown}, {model.contract.num_blocks} blocks"
         rows.append(
             [
-                f"{shown}, {contract.num_blocks} blocks, candidates {blocks[0]}–{blocks[-1]}, {steps} steps",
+                f"{depth}, candidates {blocks[0]}–{blocks[-1]}, {steps} steps",
                 str(cost.own),
                 f"{cost.two_pass} ({cost.two_pass / cost.own:.2f})",
                 f"{cost.planned} (**{cost.relative_to_own:.3f}**)",

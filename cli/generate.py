@@ -133,9 +133,10 @@ def _requests(
         record = read_picture_record(like)
         bundle.require_variant(record.variant)
         if not record.same_weights(bundle):
-            loras = f" with {len(record.loras)} LoRAs" if record.loras else ""
+            names = ", ".join(lora.name for lora in record.loras)
+            merged = f" with {names}" if names else ""
             status.print(
-                f"warning: {like} was made with other weights ({record.model}{loras}); the picture will "
+                f"warning: {like} was made with other weights ({record.model}{merged}); the picture will "
                 "differ",
                 style="yellow",
                 markup=False,

@@ -90,6 +90,9 @@ DEAREST = (
     "test_check_bundle",
     "test_build_options",
     "test_evaluation_run",
+    "test_documents",
+    "test_guides",
+    "test_random_model",
 )
 """Files that take longest. They come first: the last one would keep one worker busy and the others idle."""
 

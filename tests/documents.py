@@ -17,6 +17,7 @@ import yaml
 from click.testing import CliRunner
 
 from emag_export.cli.main import main
+from release.project import pyproject
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = tuple(
@@ -119,9 +120,12 @@ def run_line(line: str) -> None:
     elif words[0] == "python" and words[1:2] == ["-m"] and words[2].startswith(("benchmarks", "tests")):
         assert find_spec(words[2]), line
     elif words[0] == "cd":
-        assert words[1:] == [project()["name"]], line
+        assert words[1:] == [pyproject()["project"]["name"]], line
     elif words[0] == "git":
-        assert "clone" not in words or words[2].removesuffix(".git") == project()["urls"]["Repository"], line
+        assert (
+            "clone" not in words
+            or words[2].removesuffix(".git") == pyproject()["project"]["urls"]["Repository"]
+        ), line
     else:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "COLUMNS": "200"}
@@ -136,17 +140,11 @@ def run_line(line: str) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
-def project() -> Mapping[str, Any]:
-    """The table of that name in ``pyproject.toml``."""
-    found: Mapping[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    return found
-
-
 def _require_extras(words: list[str]) -> None:
     for word in words:
         match = re.fullmatch(r"emag-export(?:\[(?P<extras>[\w,-]+)\])?(?:[=<>~].*)?", word)
         if match and match["extras"]:
-            unknown = set(match["extras"].split(",")) - set(project()["optional-dependencies"])
+            unknown = set(match["extras"].split(",")) - set(pyproject()["project"]["optional-dependencies"])
             assert not unknown, f"pip install {word}: there is no extra {unknown}"
 
 

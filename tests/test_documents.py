@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.documents import DOCUMENTS, ROOT, Block, blocks, logical_lines, project, run_block, run_line
+from release.project import pyproject
+from tests.documents import DOCUMENTS, ROOT, Block, blocks, logical_lines, run_block, run_line
 
 BLOCKS = {path: list(blocks(path)) for path in DOCUMENTS}
 README = ROOT / "README.md"
@@ -127,7 +128,7 @@ def test_links_of_the_readme_are_whole_and_lead_to_files() -> None:
     """The package index shows it, where relative links lead nowhere."""
     text = README.read_text("utf-8")
     assert not re.findall(r"\]\((?!https?://|#)", text), "write it with the address of the repository"
-    urls = project()["urls"]
+    urls = pyproject()["project"]["urls"]
     repository, site = urls["Repository"].rstrip("/"), urls["Documentation"].rstrip("/")
     raw = repository.replace("https://github.com/", RAW)
     found = re.findall(rf"(?:{repository}/(?:blob|tree)/main|{raw}/main)/([^)\s\"#]+)", text)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.figures import cost
 from benchmarks.figures.drawings import FIGURES, file_of, written
 from benchmarks.figures.hero import largest
-from benchmarks.figures.subject import sd3_contract
+from benchmarks.figures.subject import sd3
 from benchmarks.figures.svg import DARK, LIGHT, PALETTES, Palette
 from benchmarks.results import load_results
 from emag_export.evaluation.metrics.protocol import Pixels
@@ -52,7 +52,7 @@ def test_nothing_lies_outside(name: str) -> None:
 
 
 def test_the_architecture_names_every_tensor_of_the_contract() -> None:
-    contract, found = sd3_contract(), texts("architecture")
+    contract, found = sd3().contract, texts("architecture")
     for spec in (*contract.graph.inputs, *contract.graph.outputs):
         assert spec.name in found
 

@@ -1,5 +1,6 @@
 """What the documentation site does beyond mkdocs; ``make docs`` builds it whole."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 from mkdocs.exceptions import PluginError
 
 import emag_export
+from release.project import DEVELOPMENT_EXTRAS, pyproject
 from website.hooks import on_page_markdown, undocumented
 from website.roles import linked
 
@@ -80,3 +82,12 @@ def test_every_page_is_in_the_navigation() -> None:
     found = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
     there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert pages(found["nav"]) == there
+
+
+def test_the_start_page_lists_every_extra_that_users_install() -> None:
+    text = (ROOT / "docs" / "index.md").read_text("utf-8")
+    (body,) = re.findall(r"^\| extra \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    listed = [name for line in body.splitlines() for name in re.findall(r"`([\w-]+)`", line.split("|")[1])]
+    assert sorted(listed) == sorted(
+        pyproject()["project"]["optional-dependencies"].keys() - {*DEVELOPMENT_EXTRAS}
+    )

@@ -49,7 +49,7 @@ def unchecked() -> Iterator[ModuleType]:
     """
     names = [
         "emag_export.families.protocol",
-        "emag_export.families.dit.graph",
+        "emag_export.families.heads",
         "emag_export.families.sd3.graph",
         "emag_export.families.dit.graph",
         "emag_export.exporter.graph.tracking",

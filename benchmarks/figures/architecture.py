@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element
 
-from benchmarks.figures.subject import sd3_contract
+from benchmarks.figures.subject import sd3
 from benchmarks.figures.svg import Palette, Point, arrow, box, drawing, label
 from emag_export.contract import STATE_PAIRS, DenoiserContract, TensorSpec
 from emag_export.engines.registry import BACKENDS
@@ -18,7 +18,7 @@ _LINE = 31
 
 def architecture(palette: Palette) -> Element:
     """The forked graph of SD3-medium, what is fed to it, and who does what between two calls."""
-    contract = sd3_contract()
+    contract = sd3().contract
     names = ", ".join(spec.name for spec in contract.graph.inputs)
     outputs = ", ".join(spec.name for spec in contract.graph.outputs)
     said = f"One step: an engine runs one graph with the inputs {names} and the outputs {outputs}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from benchmarks.figures.subject import sd3_cost
+from benchmarks.figures.subject import sd3
 from benchmarks.figures.svg import Palette, box, cell, drawing, label
 from benchmarks.results import FOLDER, load_results
 
@@ -36,7 +36,7 @@ def _bars() -> Iterator[tuple[str, str, float, float]]:
     """Name, what it is, counted and measured, each relative to CFG on the same engine."""
     rows = load_results(_MEASURED)["reports"]["256 px"]["results"]
     ours, released = _row(rows, "emag-q"), _row(rows, "two-pass emag-q")
-    counted = sd3_cost()
+    counted = sd3().cost
     yield "CFG", "no hard negative", 1.0, 1.0
     yield (
         "EMAG, emag-export",

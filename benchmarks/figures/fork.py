@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
-from benchmarks.figures.subject import sd3_contract
+from benchmarks.figures.subject import sd3
 from benchmarks.figures.svg import Palette, arrow, box, cell, drawing, label, title
 
 __all__ = ["fork_grid"]
@@ -14,7 +14,7 @@ _LEFT = 130
 
 def fork_grid(palette: Palette) -> Element:
     """A square for every row-block of one guided step: CFG, the released two passes, the fork."""
-    contract = sd3_contract()
+    contract = sd3().contract
     blocks, fork = contract.num_blocks, contract.fork
     said = (
         f"Row-blocks of a guided step: CFG {2 * blocks}, released code {4 * blocks}, fork {3 * blocks - fork}"
@@ -23,7 +23,7 @@ def fork_grid(palette: Palette) -> Element:
 
 
 def _elements(palette: Palette) -> Iterator[Element]:
-    contract = sd3_contract()
+    contract = sd3().contract
     blocks, fork = contract.num_blocks, contract.fork
     u, c, p = (("u", palette.uncond), ("c", palette.cond), ("p", palette.perturbed))
     spare = ("u again, unused", palette.uncond)
@@ -76,6 +76,6 @@ def _grid(palette: Palette, top: float, name: str, rows: list[tuple[str, str, in
     for number, (row, colour, first) in enumerate(rows):
         y = top + 10 + number * _SIZE
         yield label((_LEFT - 12, y + 14), row, palette.faint, size=12, anchor="end")
-        for block in range(first, sd3_contract().num_blocks):
+        for block in range(first, sd3().contract.num_blocks):
             faded = 0.35 if "again" in row else 1.0
             yield cell((_LEFT + block * _SIZE, y), (_SIZE - 2, _SIZE - 2), fill=colour, opacity=faded)

@@ -7,8 +7,9 @@ all prompts.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -21,7 +22,7 @@ from emag_export.evaluation.contact import SheetRow, sheet
 from emag_export.evaluation.metrics.protocol import Pixels
 from emag_export.evaluation.pixels import read_pixels
 
-__all__ = ["NUMBERS", "PICTURE", "RESULTS", "axes", "largest", "numbers"]
+__all__ = ["NUMBERS", "PICTURE", "RESULTS", "axes", "largest"]
 
 PICTURE = Path("docs/images/hero.png")
 RESULTS = FOLDER / "hero.json"
@@ -30,9 +31,6 @@ _SCALES = (1.5, 2.0, 3.0)
 _SEEDS = 6
 _COLUMN = "shape_iou"
 _AMPLIFIED = 2
-
-NUMBERS = ("hero-prompt", "hero-scale", "hero-cfg", "hero-emag", "hero-mean", "hero-prompts", "hero-seeds")
-"""Names that :func:`numbers` knows."""
 
 Drawn = Mapping[tuple[str, str, float | None], Sequence[Pixels]]
 """(method, prompt, scale of EMAG) to its pictures, in the order of their seeds."""
@@ -136,18 +134,22 @@ def _values(found: Mapping[str, Any], prompt: int, scale: float) -> dict[str, fl
     }
 
 
-def numbers() -> dict[str, str]:
-    """What the text beside the picture says."""
-    found = load_results(RESULTS)
-    return {
-        "hero-prompt": f"“{found['prompt']}”",
-        "hero-scale": f"{found['emag_scale']:g}",
-        "hero-cfg": f"{found['cfg']:.2f}",
-        "hero-emag": f"{found['emag']:.2f}",
-        "hero-mean": f"{found['mean_gain']:+.3f}".replace("-", "−"),
-        "hero-prompts": str(found["prompts"]),
-        "hero-seeds": str(_SEEDS),
+def _found(name: str) -> Any:
+    return load_results(RESULTS)[name]
+
+
+NUMBERS: Mapping[str, Callable[[], str]] = MappingProxyType(
+    {
+        "hero-prompt": lambda: f"“{_found('prompt')}”",
+        "hero-scale": lambda: f"{_found('emag_scale'):g}",
+        "hero-cfg": lambda: f"{_found('cfg'):.2f}",
+        "hero-emag": lambda: f"{_found('emag'):.2f}",
+        "hero-mean": lambda: f"{_found('mean_gain'):+.3f}".replace("-", "−"),
+        "hero-prompts": lambda: str(_found("prompts")),
+        "hero-seeds": lambda: str(_found("axes")["seeds"]),
     }
+)
+"""What the text beside the picture says, by the name of its mark."""
 
 
 if __name__ == "__main__":

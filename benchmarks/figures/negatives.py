@@ -17,6 +17,7 @@ _BETA = 0.7
 """Of the averages here, so that a few steps show them."""
 
 Matrix = list[list[float]]
+"""Not numpy: its exponential rounds otherwise on other processors, and the file must have the same bytes."""
 
 
 def negative_maps(palette: Palette) -> Element:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
-from benchmarks.figures.subject import sd3_contract, sd3_defaults
+from benchmarks.figures.subject import sd3
 from benchmarks.figures.svg import Palette, cell, drawing, label
 from emag_export.runtime.guidance.rules import Guidance
 from emag_export.runtime.sampling.plan import EmagWindows, Phase
@@ -21,7 +21,7 @@ _WORDS = {
 
 def phase_strip(palette: Palette) -> Element:
     """A column for every step: its phase, and the rows that it sends through the branch."""
-    steps = sd3_defaults().steps
+    steps = sd3().defaults.steps
     phases = EmagWindows().phases(steps)
     counts = ", ".join(f"{phases.count(phase)} {words[0]}" for phase, words in _WORDS.items())
     return drawing(760, 216, f"Phases of {steps} steps: {counts}", _elements(palette, phases))
@@ -49,7 +49,7 @@ def _elements(palette: Palette, phases: tuple[Phase, ...]) -> Iterator[Element]:
         yield label((_LEFT + 72, y), f"{count} steps: {what}", palette.faint)
     yield label(
         (_LEFT, 210),
-        f"SD3-medium, default windows; candidates are blocks {', '.join(map(str, sd3_contract().blocks))}",
+        f"SD3-medium, default windows; candidates are blocks {', '.join(map(str, sd3().contract.blocks))}",
         palette.faint,
         size=11.5,
     )

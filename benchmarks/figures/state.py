@@ -9,6 +9,8 @@ __all__ = ["state_turns"]
 
 _STEP = 236
 _CALLS = 3
+_STEPS = ("i - 1", "i", "i + 1", "i + 2")
+"""The averages before the first call, and after each."""
 
 
 def state_turns(palette: Palette) -> Element:
@@ -30,15 +32,15 @@ def _elements(palette: Palette) -> Iterator[Element]:
         yield box((left + 20, 108), (128, 92), fill=palette.panel, line=palette.line)
         yield label(
             (left + 84, 138),
-            f"call {'i' if not call else f'i + {call}'}",
+            f"call {_STEPS[call + 1]}",
             palette.ink,
             anchor="middle",
             style="bold",
         )
         yield label((left + 84, 162), "E + a (X - E)", palette.faint, size=12, anchor="middle")
         yield label((left + 84, 184), "Δ = mean |E - X|", palette.faint, size=12, anchor="middle")
-        yield from _buffer(palette, (left + 20, read - 22), f"E of step {_before(call)}", full=True)
-        yield from _buffer(palette, (left + 20, write - 22), f"E of step {_after(call)}", full=False)
+        yield from _buffer(palette, (left + 20, read - 22), f"E of step {_STEPS[call]}", full=True)
+        yield from _buffer(palette, (left + 20, write - 22), f"E of step {_STEPS[call + 1]}", full=False)
         into = (read + 14, 106) if reads_a else (read - 24, 202)
         out = (202, write - 24) if reads_a else (106, write + 14)
         yield from arrow([(left + 60, into[0]), (left + 60, into[1])], palette.cond)
@@ -54,11 +56,3 @@ def _buffer(palette: Palette, corner: tuple[float, float], text: str, *, full: b
     what = "ema_state" if full else "ema_state_out"
     yield label((corner[0] + 64, corner[1] + 14), what, palette.ink, size=11.5, anchor="middle", style="code")
     yield label((corner[0] + 64, corner[1] + 28), text, palette.faint, size=11, anchor="middle")
-
-
-def _before(call: int) -> str:
-    return ("i - 1", "i", "i + 1")[call]
-
-
-def _after(call: int) -> str:
-    return ("i", "i + 1", "i + 2")[call]

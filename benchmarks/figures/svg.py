@@ -41,8 +41,6 @@ class Palette:
     """Of the row with the prompt."""
     perturbed: str
     """Of the hard negative."""
-    on_row: str
-    """Text on one of the three."""
 
 
 LIGHT = Palette(
@@ -54,7 +52,6 @@ LIGHT = Palette(
     uncond="#9aa4b2",
     cond="#3b6fd4",
     perturbed="#c2560c",
-    on_row="#ffffff",
 )
 DARK = Palette(
     name="dark",
@@ -65,7 +62,6 @@ DARK = Palette(
     uncond="#6a7685",
     cond="#6c9cf5",
     perturbed="#f08a3c",
-    on_row="#0d1117",
 )
 PALETTES = (LIGHT, DARK)
 
