@@ -80,7 +80,7 @@ tables: $(STAMP)  ## Write the tables and drawings of README and docs from the r
 docs: $(STAMP)  ## Build the documentation site into out/site; a broken link or an undocumented name fails
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-eval: $(STAMP)  ## What every guidance does to the pictures of the embedded models (40 minutes)
+eval: $(STAMP)  ## What every guidance does to the pictures of the embedded models (half an hour)
 	$(BIN)/python -m benchmarks.evidence
 
 quantised: $(STAMP)  ## What quantisation does to guidance and pictures, and what it saves (a quarter of an hour)

@@ -1,13 +1,16 @@
 """``python -m benchmarks.evidence`` (``make eval``): build, compare, and keep what was found.
 
 Killed, the same command continues: bundles that are up to date are left alone, pictures that are there are
-kept. Pictures, reports and plots are in ``out/evidence``, numbers in ``benchmarks/results/evidence``.
+kept, and those of an earlier suite that are the same are taken from it. Pictures, reports and plots are in
+``out/evidence``, numbers in ``benchmarks/results/evidence``.
 """
 
 import json
 import shlex
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -52,7 +55,7 @@ def results_file(name: str, *, tuned: bool = False) -> Path:
     help="Of bundles, pictures and reports.",
 )
 def main(names: tuple[str, ...], folder: Path) -> None:
-    """Compare guidance on the embedded models; 40 minutes on two cores."""
+    """Compare guidance on the embedded models; half an hour on two cores."""
     quiet_libraries()
     for name in names or SUITES:
         suite = SUITES[name]
@@ -63,13 +66,22 @@ def main(names: tuple[str, ...], folder: Path) -> None:
 
 
 def _build(suite: Suite, folder: Path) -> None:
-    """All bundles of a suite, two at a time: an export hardly uses a second core."""
+    """The first bundle; the others, two at a time, take its text encoders and decoder."""
+    (first, options), *others = suite.bundles.items()
+    build(suite.model, folder / first, options)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         made = [
-            pool.submit(build, suite.model, folder / name, options) for name, options in suite.bundles.items()
+            pool.submit(build, suite.model, folder / name, replace(options, encoders=folder / first))
+            for name, options in others
         ]
         for future in made:
             future.result()
+
+
+def _take(found: Path, report: Path) -> None:
+    """Copy the pictures of another report, and their scores; those that do not fit are drawn anew."""
+    for pictures in (*found.glob("*/pictures"), found / "scores"):
+        shutil.copytree(pictures, report / pictures.relative_to(found), dirs_exist_ok=True)
 
 
 def _run(name: str, suite: Suite, folder: Path, *, tuned: bool) -> None:
@@ -77,6 +89,9 @@ def _run(name: str, suite: Suite, folder: Path, *, tuned: bool) -> None:
     report = folder / f"{name}{'-tuned' if tuned else ''}"
     arguments = [*suite.arguments(folder, tuned=tuned), "-o", str(report)]
     fresh, began = not report.exists(), time.monotonic()
+    shared = name if tuned else suite.shares
+    if fresh and shared is not None and (folder / shared).exists():
+        _take(folder / shared, report)
     emag_export(arguments, standalone_mode=False)
     minutes = (time.monotonic() - began) / 60
     found = json.loads((report / "results.json").read_text("utf-8"))

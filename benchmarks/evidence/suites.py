@@ -30,6 +30,8 @@ class Suite:
     baseline: str = "cfg"
     tuned: bool = False
     """Run a second time, with scales tuned on prompts of their own."""
+    shares: str | None = None
+    """Name of an earlier suite with the same prompts, some of whose pictures it needs too."""
     probes: int = 2
     summary: str
 
@@ -93,6 +95,7 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
                 methods=(rule, f"emag+{rule}"),
                 prompts="scenes",
                 baseline=rule,
+                shares="tiny-sd3",
                 probes=0,
                 summary=f"does EMAG add something to {rule.upper()}?",
             )

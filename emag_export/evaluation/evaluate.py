@@ -10,11 +10,10 @@ from emag_export.evaluation.asked import Evaluation, reported_settings, trials_f
 from emag_export.evaluation.features import score_sets
 from emag_export.evaluation.methods import method_named
 from emag_export.evaluation.metrics.protocol import Scores
-from emag_export.evaluation.metrics.registry import quality_of
+from emag_export.evaluation.metrics.registry import Chosen, quality_of
 from emag_export.evaluation.probe import Contrast, contrasts, seconds
 from emag_export.evaluation.results import Results, summarise
 from emag_export.evaluation.scoring import PictureScores, score_trials
-from emag_export.evaluation.settings import Setting
 from emag_export.evaluation.sweep import candidates, choose, sweep_record
 from emag_export.evaluation.trials import Trials
 from emag_export.serve.batch.draw import BatchResult, record_failures
@@ -56,11 +55,12 @@ def evaluate(
         column = next(column for column in chosen.columns if column.name == quality)
         groups = [candidates(setting) for setting in settings]
         tried = list(dict.fromkeys(setting for group in groups for setting in group))
-        pictures = _measured(asked, tried, asked.sweep, output / "sweep", (draw, watch))
+        tuning = trials_for(asked, tried, asked.sweep, output / "sweep")
+        pictures = _measured(tuning, chosen.only(column), output / "sweep", (draw, watch))
         settings = choose(groups, pictures, column)
         record = sweep_record(groups, pictures, column, asked.sweep)
-    pictures = _measured(asked, settings, asked.prompts, output, (draw, watch))
     made = trials_for(asked, settings, asked.prompts, output)
+    pictures = _measured(made, chosen, output, (draw, watch))
     costs = {setting: trials.cost(setting) for trials in made for setting in trials.settings}
     contrast = _probed(asked, made, output, run_probes)
     rows, tests = summarise(
@@ -85,15 +85,10 @@ def evaluate(
 
 
 def _measured(
-    asked: Evaluation,
-    settings: Sequence[Setting],
-    prompts: Sequence[str],
-    output: Path,
-    work: tuple[Draw, Watch],
+    made: Sequence[Trials], chosen: Chosen, output: Path, work: tuple[Draw, Watch]
 ) -> list[PictureScores]:
     """Draw and score."""
     draw, watch = work
-    made = trials_for(asked, settings, prompts, output)
     for trials in made:
         result = draw(trials)
         write_index(trials, "jsonl")
@@ -103,14 +98,13 @@ def _measured(
                 f"{len(result.failed)} pictures could not be drawn, {failures} says which; "
                 "the same call tries them again"
             )
-    count, done = len(settings) * len(prompts) * asked.seeds, 0
+    count, done = sum(trials.count for trials in made), 0
 
     def tell() -> None:
         nonlocal done
         done += 1
         watch("scoring", done, count)
 
-    chosen = asked.chosen
     return score_trials(made, chosen.pictures, chosen.together, output / "scores", tell)
 
 

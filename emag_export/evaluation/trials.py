@@ -35,6 +35,11 @@ class Trials:
     keywords: SamplingKeywords
     """The same for every method: steps, sides, negative prompt."""
 
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return len(self.prompts) * len(self.settings) * self.seeds
+
     def items(self) -> Iterator[Item]:
         """All pictures, prompt by prompt: an evaluation that is interrupted has complete prompts."""
         for number in range(len(self.prompts)):
@@ -77,4 +82,4 @@ class Trials:
         for number in range(len(self.prompts)):
             for setting in self.settings[:1]:
                 check_prompts(self.bundle, next(self.items_of(setting, number)).request)
-        return len(self.prompts) * len(self.settings) * self.seeds
+        return self.count

@@ -39,6 +39,17 @@ class Chosen:
         metrics: list[Metric | SeedMetric] = [*self.pictures, *self.together]
         return tuple(column for metric in metrics for column in metric.columns)
 
+    def only(self, column: Column) -> "Chosen":
+        """What gives one column, and nothing else.
+
+        Args:
+            column: One of :attr:`columns`.
+        """
+        return Chosen(
+            pictures=tuple(metric for metric in self.pictures if column in metric.columns),
+            together=tuple(metric for metric in self.together if column in metric.columns),
+        )
+
 
 def choose_metrics(
     names: Sequence[str] | None,
