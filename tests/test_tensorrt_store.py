@@ -5,6 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,8 +41,12 @@ def bundle(small_bundle: Path, tmp_path: Path) -> Bundle:
 @pytest.fixture
 def stored(bundle: Bundle) -> EngineFolder:
     """A folder with a plan of every component; what is in a plan does not matter to the store."""
-    build = plan_engine_build(bundle, RTX, OPTIONS)
     header = EngineHeader(backend="tensorrt-rtx", version=RTX.version(), targets=("sm89",), device=None)
+    return store(bundle, header, OPTIONS)
+
+
+def store(bundle: Bundle, header: EngineHeader, options: EngineOptions) -> EngineFolder:
+    build = plan_engine_build(bundle, RTX, OPTIONS)
     for part in build.parts:
         plan = BuiltPlan(data=part.component.encode(), memory={"weights": 1}, warnings=(), seconds=0.1)
         build.folder.save(
@@ -51,7 +56,7 @@ def stored(bundle: Bundle) -> EngineFolder:
             header=header,
             precision="float32",
             profiles=part.profiles,
-            options=OPTIONS,
+            options=options,
         )
     return build.folder
 
@@ -97,6 +102,43 @@ def test_a_plan_of_another_gpu_or_version_is_not_taken(
     with pytest.raises(EngineError, match=wanted) as caught:
         find_engine_folder(bundle, flavour_of(name), gpu)
     assert caught.value.remedy == compile_call(bundle, name)
+
+
+A100 = Gpu(name="NVIDIA A100", capability=(8, 0), total=40 << 30, free=40 << 30)
+T4 = Gpu(name="Tesla T4", capability=(7, 5), total=16 << 30, free=16 << 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "gpu", "found"),
+    [
+        ({}, "10.13.2", A100, True),
+        ({}, "10.14.1", A100, False),
+        ({"version_compatible": True}, "10.14.1", A100, True),
+        ({"version_compatible": True}, "10.13.0", A100, False),
+        ({"version_compatible": True}, "11.0.0", A100, False),
+        ({"version_compatible": True}, "10.14.1", ADA, False),
+        ({"hardware_compatible": True}, "10.13.2", ADA, True),
+        ({"hardware_compatible": True}, "10.13.2", T4, False),
+        ({"hardware_compatible": True}, "10.14.1", ADA, False),
+        ({"version_compatible": True, "hardware_compatible": True}, "10.14.1", ADA, True),
+    ],
+)
+def test_plans_that_were_built_to_run_elsewhere_too_are_taken_there(
+    bundle: Bundle,
+    options: dict[str, Any],
+    version: str,
+    gpu: Gpu,
+    found: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    header = EngineHeader(backend="tensorrt", version="10.13.2", targets=(CURRENT,), device=A100.name)
+    folder = store(bundle, header, EngineOptions(**options))
+    monkeypatch.setattr(Flavour, "version", lambda self: version)
+    if found:
+        assert find_engine_folder(bundle, flavour_of("tensorrt"), gpu).path == folder.path
+    else:
+        with pytest.raises(EngineError, match="has no engines for tensorrt"):
+            find_engine_folder(bundle, flavour_of("tensorrt"), gpu)
 
 
 def test_an_altered_plan_is_refused_and_built_again(

@@ -9,7 +9,7 @@ from emag_export.engines.config import EngineConfig
 from emag_export.engines.tensorrt.build import compile_call
 from emag_export.engines.tensorrt.flavour import Flavour, flavour_of
 from emag_export.engines.tensorrt.gpu import Gpu, current_gpu, require_memory
-from emag_export.engines.tensorrt.store import EngineFolder, engine_folders
+from emag_export.engines.tensorrt.store import EngineFolder, EngineRecord, engine_folders
 from emag_export.errors import BundleError, EngineError, InputError
 
 if TYPE_CHECKING:
@@ -18,35 +18,69 @@ if TYPE_CHECKING:
 __all__ = ["find_engine_folder", "open_compiled", "open_tensorrt"]
 
 _BOUND = "engines run with the version and on the GPU that they were built for"
+_AMPERE = (8, 0)
+"""Compute capability from which on hardware-compatible plans run."""
 
 
 def find_engine_folder(bundle: Bundle, flavour: Flavour, gpu: Gpu) -> EngineFolder:
     """The folder of plans that fits the installed version and this GPU.
 
-    A folder built on this very GPU model comes before one built for its compute capability.
+    A folder built on this very GPU model comes before one built for its compute capability, and both before
+    plans of an older version or another GPU that were built to run here as well.
 
     Raises:
         EngineError: If there is none, with the call that builds it, and what else is there.
     """
     version, rebuild = flavour.version(), compile_call(bundle, flavour.backend)
-    others = []
+    records: list[tuple[Path, EngineRecord]] = []
+    others: list[str] = []
     for path in sorted(engine_folders(bundle), key=lambda folder: not folder.name.endswith(gpu.slug)):
-        folder = EngineFolder(path, rebuild)
         try:
-            header = folder.read().header
-        except BundleError:  # damaged, or of another version: as if it were not there
+            record = EngineFolder(path, rebuild).read()
+        except BundleError:  # damaged, or of another format: as if it were not there
             others.append(path.name)
             continue
-        fits = header.device == gpu.name or gpu.target in header.targets
-        if header.backend == flavour.backend and header.version == version and fits:
-            return EngineFolder(path, compile_call(bundle, flavour.backend, header.targets))
-        others.append(path.name)
-    there = f" It has {', '.join(others)}, and {_BOUND}." if others else ""
+        if record.header.backend == flavour.backend:
+            records.append((path, record))
+        else:
+            others.append(path.name)
+    for fits in (_built_for, _runs_as_well):
+        for path, record in records:
+            if fits(record, version, gpu):
+                return EngineFolder(path, compile_call(bundle, flavour.backend, record.header.targets))
+    others += [path.name for path, _ in records]
+    there = f" It has {', '.join(sorted(others))}, and {_BOUND}." if others else ""
     raise EngineError(
         f"{bundle.path} has no engines for {flavour.backend} {version} on {gpu.name} ({gpu.target}).{there} "
         "Build them",
         remedy=rebuild,
     )
+
+
+def _built_for(record: EngineRecord, version: str, gpu: Gpu) -> bool:
+    return record.header.version == version and _built_on(record, gpu)
+
+
+def _built_on(record: EngineRecord, gpu: Gpu) -> bool:
+    return record.header.device == gpu.name or gpu.target in record.header.targets
+
+
+def _runs_as_well(record: EngineRecord, version: str, gpu: Gpu) -> bool:
+    """Whether all plans were built for other versions, GPUs or both, of which these are some.
+
+    Source:
+        TensorRT's documentation, "Engine Compatibility": later versions of the same major one, GPUs from
+        Ampere on.
+    """
+    options = [plan.options for plan in record.plans.values()]
+    built, installed = map(_numbers, (record.header.version, version))
+    later = built[0] == installed[0] and built < installed and all(one.version_compatible for one in options)
+    other = gpu.capability >= _AMPERE and all(one.hardware_compatible for one in options)
+    return bool(options) and (later or built == installed) and (other or _built_on(record, gpu))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3])
 
 
 def open_tensorrt(

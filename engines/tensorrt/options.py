@@ -72,6 +72,7 @@ class EngineOptions:
     weight_streaming: bool = False
     """Weights may stay in host memory and be streamed, for GPUs they do not fit on."""
     version_compatible: bool = False
+    """Run with later versions of the same major one, at some cost in speed."""
     hardware_compatible: bool = False
     """Run on GPUs of Ampere and newer, at some cost in speed."""
     tf32: bool = True

@@ -125,6 +125,9 @@ class TensorRTEngine:
     def _deserialise(self) -> Any:
         self._log.clear()
         self._runtime = self._trt.Runtime(self._logger)
+        if self._plan.record.options.version_compatible:
+            # Such a plan brings a runtime of its own, which is code; its SHA-256 was checked.
+            self._runtime.engine_host_code_allowed = True
         with (
             self._plan.path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
