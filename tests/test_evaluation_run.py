@@ -130,6 +130,8 @@ def test_scales_are_tuned_on_other_prompts_from_other_noise(
     assert [row["label"] for row in results["settings"]] == ["none", cfg["chosen"]]
     index = (tmp_path / "out" / "sweep" / "emag-q" / "index.jsonl").read_text("utf-8").splitlines()
     assert {json.loads(line)["seed"] for line in index} == {10**9}
+    measured = [path.name for path in (tmp_path / "out" / "sweep" / "scores").iterdir()]
+    assert measured == ["drawn-1.jsonl"], "the column that is tuned by, and no other"
 
 
 @pytest.mark.parametrize(("turns", "along", "wanted"), [(0, 1, 0.0), (4, 1, 0.25), (4, 0, 0.25), (8, 1, 0.5)])

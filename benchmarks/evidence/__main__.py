@@ -23,7 +23,7 @@ from emag_export.cli.console import out, quiet_libraries
 from emag_export.cli.main import main as emag_export
 from emag_export.exporter.build import build
 
-__all__ = ["RESULTS", "axes", "main", "results_file"]
+__all__ = ["RESULTS", "axes", "main", "results_file", "take_pictures"]
 
 RESULTS = FOLDER / "evidence"
 
@@ -78,8 +78,13 @@ def _build(suite: Suite, folder: Path) -> None:
             future.result()
 
 
-def _take(found: Path, report: Path) -> None:
-    """Copy the pictures of another report, and their scores; those that do not fit are drawn anew."""
+def take_pictures(found: Path, report: Path) -> None:
+    """Copy the pictures of another report, and their scores; those that do not fit are drawn anew.
+
+    Args:
+        found: Folder of the other report.
+        report: Folder of the new one, which need not exist.
+    """
     for pictures in (*found.glob("*/pictures"), found / "scores"):
         shutil.copytree(pictures, report / pictures.relative_to(found), dirs_exist_ok=True)
 
@@ -91,7 +96,7 @@ def _run(name: str, suite: Suite, folder: Path, *, tuned: bool) -> None:
     fresh, began = not report.exists(), time.monotonic()
     shared = name if tuned else suite.shares
     if fresh and shared is not None and (folder / shared).exists():
-        _take(folder / shared, report)
+        take_pictures(folder / shared, report)
     emag_export(arguments, standalone_mode=False)
     minutes = (time.monotonic() - began) / 60
     found = json.loads((report / "results.json").read_text("utf-8"))
