@@ -64,7 +64,6 @@ EXPORTING_FILES = {
         "test_first_command",
         "test_fusion",
         "test_golden_families",
-        "test_masked",
         "test_streamed_export",
         "test_z_image",
     ),

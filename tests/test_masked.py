@@ -165,6 +165,7 @@ def test_what_padding_holds_does_not_matter(variant: Variant) -> None:
     assert (engine.run(unmasked)["noise_pred"] - wanted["noise_pred"]).abs().max() > 1e-2
 
 
+@pytest.mark.exports
 def test_onnxruntime_fuses_attention_behind_a_mask(tmp_path: Path) -> None:
     """Nothing else attends in the graph: the average is one of queries."""
     forked = masked_fork(small_fork("sd35"))

@@ -81,6 +81,12 @@ _GRAPH = (
     r"test_golden::torch_follows_the_recording\[(query-canonical|map-img)",
     "test_contract",
 )
+_NEGATIVES = (
+    "test_masked::padding_behind|what_padding",
+    r"test_reference::fork_is_two_passes\[sd3-.*-sparse\]",
+    r"test_stateless::reference_does\[.*sd3\]",
+    r"test_export::own_model\[sd3-.*sizes1\]|mask_changes|average_starts",
+)
 
 _TESTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     _FORMULAS: (
@@ -109,6 +115,11 @@ _TESTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
         "emag_export/kinds.py",
         "emag_export/exporter/graph/kinds.py",
         "emag_export/exporter/graph/fork.py",
+    ),
+    _NEGATIVES: (
+        "emag_export/exporter/graph/averaging.py",
+        "emag_export/exporter/graph/stateless.py",
+        "emag_export/exporter/graph/tracking.py",
     ),
 }
 """Tests that need no exported graph, to the modules that they are about."""
