@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import (
     compared,
+    counted,
     families,
     full_size,
     fusion,
@@ -22,16 +23,12 @@ from benchmarks import (
     targets,
 )
 from benchmarks.evidence.tables import evidence_tables
-from benchmarks.figures.subject import COUNTED, counted
 from benchmarks.numbers import NUMBERS
 from benchmarks.quantised import tables as quantised
 from benchmarks.results import FOLDER, load_results
-from benchmarks.serving import __main__ as serving
-from benchmarks.serving import soak
+from benchmarks.serving import tables as serving
 from benchmarks.where import matrix
 from emag_export.families import FAMILIES
-from emag_export.runtime.guidance.rules import GUIDANCES, Guidance
-from emag_export.runtime.sampling.plan import EmagWindows, cost_of
 from tests.mutants import report as mutants
 
 __all__ = ["DOCUMENTS", "NUMBERS", "TABLES", "render"]
@@ -80,42 +77,6 @@ def _golden() -> str:
         for name, shown in names.items()
     )
     return _table(headers, rows)
-
-
-def _interval() -> str:
-    """Counted, not measured: EMAG-Q with an interval over plain CFG without one."""
-    intervals = ((0.0, 1.0), (0.0, 0.75), (0.0, 0.5), (0.2, 0.8), (0.2, 0.5))
-    rows = []
-    for name, shown in COUNTED.items():
-        contract, defaults = counted(name).contract, counted(name).defaults
-        steps, cells = defaults.steps, []
-        if not GUIDANCES[defaults.guidance].uncond:
-            continue
-        for interval in intervals:
-            guidance = Guidance(interval=interval)
-            rules = [guidance.rule_at(index, steps) for index in range(steps)]
-            cells.append(f"{cost_of(contract, EmagWindows().phases(steps), rules).relative_to_cfg:.3f}")
-        rows.append([f"{shown}, {steps} steps", *cells])
-    ends = [f">{low:g} to {high:g}" for low, high in intervals]
-    return _table(["row-blocks, EMAG-Q ÷ CFG", *ends], rows)
-
-
-def _cost() -> str:
-    """Counted, not measured: from the plan of the default run."""
-    rows = []
-    for name, shown in COUNTED.items():
-        model, cost = counted(name), counted(name).cost
-        blocks, steps = model.contract.blocks, model.defaults.steps
-        depth = f"{shown}, {model.contract.num_blocks} blocks"
-        rows.append(
-            [
-                f"{depth}, candidates {blocks[0]}–{blocks[-1]}, {steps} steps",
-                str(cost.own),
-                f"{cost.two_pass} ({cost.two_pass / cost.own:.2f})",
-                f"{cost.planned} (**{cost.relative_to_own:.3f}**)",
-            ]
-        )
-    return _table(["model", "its own guidance", "released, two passes", "fork"], rows)
 
 
 def _families() -> str:
@@ -250,41 +211,6 @@ def _full_size_row(row: Mapping[str, Any]) -> list[str]:
     return [row["part"], f"{row['precision']}{scheme}", *exported, *compiled]
 
 
-def _serving() -> str:
-    """A column for every processor that somebody has measured on."""
-    found = [load_results(path) for path in sorted(serving.RESULTS.glob("*.json"))]
-    machines = [f"{one['machine']['processor']}, {one['machine']['cores']} cores" for one in found]
-    columns = [{row["what"]: row for row in one["targets"]} for one in found]
-    rows = [
-        [
-            row["what"],
-            row["target"],
-            *(
-                f"**{column[what]['measured']:.3g}**" + ("" if column[what]["met"] else " missed")
-                for column in columns
-            ),
-        ]
-        for what, row in columns[0].items()
-    ]
-    first = [f"{one['first_preview']['median'] * 1000:.0f} ms" for one in found]
-    return _table(["", "target", *machines], [*rows, ["time to the first preview, median", "", *first]])
-
-
-def _soak() -> str:
-    found = load_results(soak.RESULTS)
-    memory, counts = found["memory"], found["counts"]
-    sizes = memory["mb_every_half_minute"]
-    rate, low, high = soak.slope([(number / 2, size * 1e6) for number, size in enumerate(sizes)])
-    grown = f"in the second half {rate:+.2f} MB a minute [{low:+.2f}, {high:+.2f}]"
-    headers = ["minutes", "pictures compared", "wrong", "requests lost", "engine failures met", "own memory"]
-    cells = [
-        f"{found['minutes']:g}",
-        *(str(counts["pictures compared"]), str(found["wrong"]), str(found["lost"])),
-        *(str(counts["engine failures met"]), f"{sizes[-1]:.0f} MB, {grown}"),
-    ]
-    return _table(headers, [cells])
-
-
 def _evidence(made: Callable[[], tuple[list[str], list[list[str]]]]) -> str:
     return _table(*made())
 
@@ -303,8 +229,9 @@ def _gb(size: int) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "golden-errors": _golden,
-    "cost": _cost,
-    "interval": _interval,
+    "cost": lambda: _table(*counted.cost()),
+    "interval": lambda: _table(*counted.interval()),
+    "diffusers-cost": lambda: _table(*counted.in_diffusers()),
     "families": _families,
     "bench": lambda: _bench(of_processor=False),
     "bench-processor": lambda: _bench(of_processor=True),
@@ -315,8 +242,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "quantised-speed": lambda: _table(*quantised.speed()),
     "quantised-engines": lambda: _table(*quantised.engines()),
     "fusion": _fusion,
-    "serving": _serving,
-    "soak": _soak,
+    "serving": lambda: _table(*serving.load()),
+    "soak": lambda: _table(*serving.soaked()),
+    "ray": lambda: _table(*serving.on_ray()),
+    "triton": lambda: _table(*serving.on_triton()),
     "operators": lambda: _table(*operators.table()),
     "mutants": lambda: _table(*mutants.module_table(load_results(mutants.RESULTS))),
     "mutants-survivors": lambda: _table(*mutants.survivor_table(load_results(mutants.RESULTS))),

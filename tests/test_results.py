@@ -26,7 +26,7 @@ from benchmarks.figures import hero
 from benchmarks.quantised import __main__ as quantised
 from benchmarks.results import FOLDER, commit, load_results, processor_slug, write_results
 from benchmarks.serving import __main__ as serving
-from benchmarks.serving import soak
+from benchmarks.serving import on_ray, on_triton, soak
 from tests.mutants import report as mutants
 
 FILES = sorted(FOLDER.rglob("*.json"))
@@ -51,6 +51,8 @@ AXES: dict[str, Callable[[], dict[str, Any]]] = {
     "families": families.axes,
     "quantised": quantised.axes,
     "serving": serving.axes,
+    "serving-ray.json": on_ray.axes,
+    "serving-triton.json": on_triton.axes,
     "soak.json": soak.axes,
 }
 """File or folder of results to what the code that writes it varies."""

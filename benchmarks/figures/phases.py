@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element
 from benchmarks.figures.subject import sd3
 from benchmarks.figures.svg import Palette, cell, drawing, label
 from emag_export.runtime.guidance.rules import Guidance
-from emag_export.runtime.sampling.plan import EmagWindows, Phase
+from emag_export.runtime.sampling.plan import Phase
 
 __all__ = ["phase_strip"]
 
@@ -21,8 +21,7 @@ _WORDS = {
 
 def phase_strip(palette: Palette) -> Element:
     """A column for every step: its phase, and the rows that it sends through the branch."""
-    steps = sd3().defaults.steps
-    phases = EmagWindows().phases(steps)
+    steps, phases = sd3().defaults.steps, sd3().phases
     counts = ", ".join(f"{phases.count(phase)} {words[0]}" for phase, words in _WORDS.items())
     return drawing(760, 216, f"Phases of {steps} steps: {counts}", _elements(palette, phases))
 
