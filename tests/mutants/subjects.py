@@ -82,6 +82,7 @@ _GRAPH = (
     "test_contract",
 )
 _NEGATIVES = (
+    "test_averaging",
     "test_masked::padding_behind|what_padding",
     r"test_reference::fork_is_two_passes\[sd3-.*-sparse\]",
     r"test_stateless::reference_does\[.*sd3\]",

@@ -37,7 +37,7 @@ class Attended:
 
     hidden: Float[Tensor, "rows heads tokens head_dim"]
     """Before the output projection."""
-    average: Sequence[Float[Tensor, " tracked part *state"]] = ()
+    average: Sequence[Float[Tensor, " tracked _ *state"]] = ()
     """The new averages, a few heads each: put together only where they leave the graph."""
     delta: Float[Tensor, " tracked"] | None = None
     """mean |E_old - X| per tracked row; None without an average."""
