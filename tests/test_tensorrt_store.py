@@ -112,7 +112,9 @@ T4 = Gpu(name="Tesla T4", capability=(7, 5), total=16 << 30, free=16 << 30)
     ("options", "version", "gpu", "found"),
     [
         ({}, "10.13.2", A100, True),
+        ({}, "10.13.2.1", A100, False),
         ({}, "10.14.1", A100, False),
+        ({"version_compatible": True}, "10.13.2.1", A100, True),
         ({"version_compatible": True}, "10.14.1", A100, True),
         ({"version_compatible": True}, "10.13.0", A100, False),
         ({"version_compatible": True}, "11.0.0", A100, False),

@@ -1,5 +1,6 @@
 """Open the components of a bundle on TensorRT: find the folder for this GPU, check, load."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,15 +73,16 @@ def _runs_as_well(record: EngineRecord, version: str, gpu: Gpu) -> bool:
         TensorRT's documentation, "Engine Compatibility": later versions of the same major one, GPUs from
         Ampere on.
     """
-    options = [plan.options for plan in record.plans.values()]
-    built, installed = map(_numbers, (record.header.version, version))
-    later = built[0] == installed[0] and built < installed and all(one.version_compatible for one in options)
-    other = gpu.capability >= _AMPERE and all(one.hardware_compatible for one in options)
-    return bool(options) and (later or built == installed) and (other or _built_on(record, gpu))
+    built, options = record.header.version, [plan.options for plan in record.plans.values()]
+    later = all(one.version_compatible for one in options) and _is_later(version, built)
+    other = all(one.hardware_compatible for one in options) and gpu.capability >= _AMPERE
+    return bool(options) and (later or version == built) and (other or _built_on(record, gpu))
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3])
+def _is_later(version: str, built: str) -> bool:
+    """Within the same major version."""
+    new, old = (tuple(map(int, re.findall(r"\d+", text))) for text in (version, built))
+    return new[:1] == old[:1] and new > old
 
 
 def open_tensorrt(
