@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks.results import FOLDER, write_results
 from benchmarks.serving.servers import free_port, wait_until_ready
-from emag_export.bundle import MANIFEST
+from benchmarks.targets import run_command
 
 __all__ = ["RESULTS", "ROWS", "axes", "main"]
 
@@ -83,9 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     bundle = Path(words[0]) if words else Path("out/bench/tiny")
     console = Console(highlight=False)
-    if not (bundle / MANIFEST).is_file():
-        build = ("build", "--model", "tiny-sd3", "-o", str(bundle))
-        subprocess.run([sys.executable, "-m", "emag_export.cli.main", *build], check=True)
+    run_command("build", "--model", "tiny-sd3", "-o", str(bundle))
     with ExitStack() as stack:
         plain = stack.enter_context(_running(bundle))
         ray = stack.enter_context(_running(bundle, "--ray", "--replicas", str(_REPLICAS)))

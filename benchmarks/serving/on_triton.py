@@ -3,7 +3,6 @@
 The server is old and for tests alone, see :mod:`benchmarks.serving.triton_server`; two cores, three minutes.
 """
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,8 @@ from rich.console import Console
 from benchmarks.results import FOLDER, write_results
 from benchmarks.serving.traffic import STEPS
 from benchmarks.serving.triton_server import Triton, png_of, prepare, running_triton
-from emag_export.bundle import MANIFEST, Bundle
+from benchmarks.targets import run_command
+from emag_export.bundle import Bundle
 from emag_export.engines.config import EngineConfig
 from emag_export.serve.triton.export import export_repository
 
@@ -56,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     bundle = Path(words[0]) if words else Path("out/bench/tiny")
     console = Console(highlight=False)
-    if not (bundle / MANIFEST).is_file():
-        build = ("build", "--model", "tiny-sd3", "-o", str(bundle))
-        subprocess.run([sys.executable, "-m", "emag_export.cli.main", *build], check=True)
+    run_command("build", "--model", "tiny-sd3", "-o", str(bundle))
     installed = prepare()
     starts: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -79,20 +79,32 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def wait_until_ready(process: "subprocess.Popen[bytes]", url: str) -> None:
+def wait_until_ready(
+    process: "subprocess.Popen[bytes]",
+    url: str,
+    *,
+    path: str = "/health/ready",
+    seconds: float = _START_SECONDS,
+) -> None:
     """Until a server says that it is ready.
+
+    Args:
+        process: Of the server.
+        url: Of the server.
+        path: Where it says so.
+        seconds: That are waited at most.
 
     Raises:
         RuntimeError: If it ends, or does not become ready.
     """
-    until = time.monotonic() + _START_SECONDS
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         if process.poll() is not None:
             raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
         try:
-            if httpx2.get(f"{url}/health/ready", timeout=5).status_code == 200:
+            if httpx2.get(f"{url}{path}", timeout=5).status_code == 200:
                 return
         except httpx2.TransportError:
             pass
         time.sleep(0.2)
-    raise RuntimeError(f"{url} was not ready after {_START_SECONDS} seconds")
+    raise RuntimeError(f"{url} was not ready after {seconds:g} seconds")

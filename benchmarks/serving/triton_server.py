@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from benchmarks.serving.servers import free_port
+from benchmarks.serving.servers import free_port, wait_until_ready
 from emag_export.serve.triton.fields import FIELDS
 
 __all__ = ["ENVIRONMENT", "CannotInstallError", "Triton", "png_of", "prepare", "running_triton"]
@@ -137,7 +137,10 @@ def running_triton(triton: Path, repository: Path) -> Iterator[Triton]:
         )
         url = f"http://127.0.0.1:{http}"
         try:
-            _wait_until_ready(url, process, log)
+            try:
+                wait_until_ready(process, url, path="/v2/health/ready", seconds=_START_SECONDS)
+            except RuntimeError as error:
+                raise RuntimeError(f"{error}: {log.read_text()[-3000:]}") from error
             start = time.monotonic() - began
             (model,) = (config.parent.name for config in repository.glob("*/config.pbtxt"))
             yield Triton(model=model, process=process, http=url, grpc=f"127.0.0.1:{grpc}", start=start)
@@ -151,20 +154,6 @@ def png_of(answer: httpx2.Response) -> bytes:
     raw = answer.content[int(answer.headers["inference-header-content-length"]) :]
     (size,) = struct.unpack("<I", raw[:4])
     return raw[4 : 4 + size]
-
-
-def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            raise RuntimeError(f"Triton ended with {process.returncode}: {log.read_text()[-3000:]}")
-        try:
-            if httpx2.get(f"{url}/v2/health/ready", timeout=5).status_code == 200:
-                return
-        except httpx2.TransportError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError(f"Triton was not ready after {_START_SECONDS} seconds")
 
 
 def _body(prompt: str, fields: Mapping[str, Any]) -> dict[str, Any]:
